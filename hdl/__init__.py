@@ -1,0 +1,1 @@
+"""Gateware: synthesizable components; knows no board and no simulator."""

@@ -1,0 +1,233 @@
+"""The one description of a device: every number that gateware, models and driver share."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple, Self
+
+__all__ = ["Config", "ConfigError", "MemoryUse", "demo"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built, with the bound it breaks and by how much."""
+
+
+class MemoryUse(NamedTuple):
+    """One kind of memory of a device: ``count`` memories of ``depth`` words of ``width`` bits."""
+
+    name: str
+    count: int
+    depth: int
+    width: int
+
+    @property
+    def bits(self) -> int:
+        """Size of all of them together, in bits."""
+        return self.count * self.depth * self.width
+
+
+_RANGES = {
+    "lanes": (1, 16, "lanes"),
+    "columns": (1, 128, "columns"),
+    "digit_bits": (2, 9, "bits"),
+    "activation_bits": (2, 8, "bits"),
+    "weight_bits": (2, 8, "bits"),
+    "accumulator_bits": (8, 48, "bits"),
+    "weight_rows": (1, 1 << 16, "words"),
+    "accumulator_rows": (1, 1 << 16, "words"),
+    "item_depth": (1, 1 << 16, "items"),
+    "positions": (1, 1 << 15, "positions"),
+    "channel_rows": (1, 1 << 10, "rows"),
+    "list_depth": (1, 225, "entries"),
+    "layers": (1, 1 << 12, "entries"),
+    "frame_bytes": (64, 1 << 14, "bytes"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Parameters of a device; immutable, and valid once it exists.
+
+    One configuration gives one Verilog file, one golden model and one driver's view of the device.
+
+    Parameters
+    ----------
+    lanes
+        Lanes of the array, each with its own weight bank and item memory, 1..16.
+        Channel ``k`` of a layer's input belongs to lane ``k % lanes``.
+    columns
+        Columns of the array: output channels computed side by side, 1..128.
+    digit_bits
+        Width of a signed digit, 2..9 and at most ``activation_bits + 1``.
+    activation_bits
+        Width of a signed quantized activation, 2..8. A delta has one bit more.
+    weight_bits
+        Width of a signed weight, 2..8.
+    accumulator_bits
+        Width of a signed accumulator, 8..48.
+    weight_rows
+        Words in each weight bank; a word holds one weight for every column.
+    accumulator_rows
+        Words in the accumulator buffer, biases included; a word holds one accumulator for every
+        column.
+    item_depth
+        Work items that the difference buffer holds for each lane.
+    positions
+        Positions (pixels, tokens) that the difference buffer holds.
+    channel_rows
+        Channels of a position that one lane can take: a layer has at most
+        ``lanes * channel_rows`` input channels.
+    list_depth
+        Kernel taps that the sequencer prepares ahead; the largest kernel has this many taps.
+    layers
+        Entries of the layer table.
+    frame_bytes
+        Longest frame that the device takes, header and check included, before stuffing.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not an integer.
+    ConfigError
+        If a parameter or a combination is out of bounds.
+    """
+
+    lanes: int = 8
+    columns: int = 16
+    digit_bits: int = 4
+    activation_bits: int = 8
+    weight_bits: int = 8
+    accumulator_bits: int = 32
+    weight_rows: int = 1024
+    accumulator_rows: int = 2048
+    item_depth: int = 2048
+    positions: int = 256
+    channel_rows: int = 32
+    list_depth: int = 32
+    layers: int = 64
+    frame_bytes: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check each parameter, then the combinations."""
+        for name, (low, high, unit) in _RANGES.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, not {value!r}")
+            if not low <= value <= high:
+                bound, by = (low, low - value) if value < low else (high, value - high)
+                raise ConfigError(
+                    f"{name} = {value} breaks its bound of {bound} {unit} by {by} "
+                    f"(allowed: {low}..{high})"
+                )
+        if self.digit_bits > self.delta_bits:
+            raise ConfigError(
+                f"digit_bits = {self.digit_bits} is wider than a delta, which has "
+                f"activation_bits + 1 = {self.delta_bits} bits, by {self.digit_bits - self.delta_bits}"
+            )
+        product_bits = self.delta_bits + self.weight_bits
+        if self.accumulator_bits < product_bits:
+            raise ConfigError(
+                f"accumulator_bits = {self.accumulator_bits} cannot hold one product of a "
+                f"{self.delta_bits}-bit delta and a {self.weight_bits}-bit weight; "
+                f"{product_bits - self.accumulator_bits} more are needed"
+            )
+        if self.item_depth < self.channel_rows * self.digits:
+            raise ConfigError(
+                f"item_depth = {self.item_depth} cannot hold one position of channel_rows = "
+                f"{self.channel_rows} deltas of {self.digits} digits; "
+                f"{self.channel_rows * self.digits - self.item_depth} more items are needed"
+            )
+
+    @property
+    def delta_bits(self) -> int:
+        """Width of a signed delta, in bits."""
+        return self.activation_bits + 1
+
+    @property
+    def max_delta(self) -> int:
+        """Largest magnitude of a delta: ``2**activation_bits - 1``."""
+        return (1 << self.activation_bits) - 1
+
+    @property
+    def digits(self) -> int:
+        """Most digits that any delta in ``-max_delta..max_delta`` needs."""
+        radix = 1 << self.digit_bits
+        count, largest = 1, radix // 2 - 1
+        while largest < self.max_delta:
+            largest = largest * radix + radix // 2 - 1
+            count += 1
+        return count
+
+    @property
+    def multipliers(self) -> int:
+        """Number of multipliers: ``lanes * columns``."""
+        return self.lanes * self.columns
+
+    @property
+    def row_bits(self) -> int:
+        """Width of the weight row in a work item."""
+        return (self.channel_rows - 1).bit_length()
+
+    @property
+    def shift_bits(self) -> int:
+        """Width of the shift in a work item, which counts digits."""
+        return (self.digits - 1).bit_length()
+
+    @property
+    def count_bits(self) -> int:
+        """Width of the number of items of one position in one lane."""
+        return (self.channel_rows * self.digits).bit_length()
+
+    @property
+    def memories(self) -> tuple[MemoryUse, ...]:
+        """The memories of the device, largest duty first."""
+        item = self.row_bits + self.digit_bits + self.shift_bits
+        return (
+            MemoryUse("weights", self.lanes, self.weight_rows, self.columns * self.weight_bits),
+            MemoryUse(
+                "accumulators", 1, self.accumulator_rows, self.columns * self.accumulator_bits
+            ),
+            MemoryUse("items", self.lanes, self.item_depth, item),
+            MemoryUse("item counts", self.lanes, self.positions, self.count_bits),
+            MemoryUse("layers", 1, self.layers, 256),
+            MemoryUse("frames", 1, self.frame_bytes, 8),
+        )
+
+    @property
+    def digest(self) -> bytes:
+        """Eight bytes that differ between configurations; the device reports them."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).digest()[:8]
+
+    def pack(self) -> bytes:
+        """Encode the parameters as the device reports them: 32-bit little-endian, in field order."""
+        return b"".join(getattr(self, f.name).to_bytes(4, "little") for f in fields(self))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Decode what :meth:`pack` made.
+
+        Raises
+        ------
+        ConfigError
+            If the data has another length or describes an impossible configuration.
+        """
+        names = [f.name for f in fields(cls)]
+        if len(data) != 4 * len(names):
+            raise ConfigError(f"a configuration has {4 * len(names)} bytes, not {len(data)}")
+        values = (int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4))
+        return cls(**dict(zip(names, values, strict=True)))
+
+
+demo = Config(
+    lanes=8,
+    columns=16,
+    accumulator_bits=24,
+    weight_rows=1536,
+    accumulator_rows=3072,
+    item_depth=2048,
+    positions=256,
+    channel_rows=32,
+    layers=64,
+)
+"""The device of the demo: fits the block memory of an ECP5-85F."""

@@ -1,0 +1,228 @@
+"""What crosses the link: opcodes, headers, the layer table and the counters.
+
+Defined once and imported by the gateware, the golden model and the driver. All fields are
+little-endian and every structure is a whole number of bytes.
+
+A frame is ``COBS(body + CRC-32(body))`` between zero bytes. A command's body is a
+:class:`CommandHeader` and data; a response's body is a :class:`ResponseHeader` and data.
+
+======== ============================= ==========================================================
+opcode   uses                          effect; data of the response
+======== ============================= ==========================================================
+IDENTIFY --                            begins a session at ``sequence``; :class:`Identity` bytes
+RESET    --                            forgets which layers hold accumulators, and the deltas
+WRITE    space, bank, address, count   stores the data, see :class:`Space`
+RUN      address, mode                 runs a layer-table entry; :class:`Counters` of the run
+READ     address, count, size          first ``size`` bytes of ``count`` accumulator words
+COUNTERS --                            :class:`Counters` of the last run
+======== ============================= ==========================================================
+
+Inside a session, ``sequence`` grows by one with each command, modulo 2**16. A command that repeats
+the last sequence is answered again and not carried out again; any other is refused. A command that
+is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
+"""
+
+from typing import Any
+
+from amaranth.hdl import Const, signed, unsigned
+from amaranth.lib import data, enum
+
+__all__ = [
+    "MAGIC",
+    "VERSION",
+    "CommandHeader",
+    "Counters",
+    "LayerEntry",
+    "Mode",
+    "Opcode",
+    "ResponseHeader",
+    "Space",
+    "Status",
+    "identity",
+    "item_layout",
+    "pack",
+    "size",
+    "unpack",
+]
+
+MAGIC = b"DITT"
+"""The first bytes of what IDENTIFY answers."""
+
+VERSION = 1
+"""Version of everything in this module."""
+
+ESCAPE = 0x80
+"""Byte of a delta stream that announces a delta of two bytes; see :attr:`Space.DELTAS`."""
+
+
+class Opcode(enum.Enum, shape=8):
+    """What a command asks for."""
+
+    IDENTIFY = 1
+    RESET = 2
+    WRITE = 3
+    RUN = 4
+    READ = 5
+    COUNTERS = 6
+
+
+class Space(enum.Enum, shape=8):
+    """Where WRITE puts its data."""
+
+    #: Layer table: :class:`LayerEntry` structures from entry ``address`` on.
+    LAYERS = 0
+    #: Weight bank ``bank``: words of ``columns`` packed weights from row ``address`` on.
+    WEIGHTS = 1
+    #: Accumulator buffer: words of ``columns`` packed accumulators from row ``address`` on.
+    ACCUMULATORS = 2
+    #: Difference buffer, through the encoder: the deltas of layer-table entry ``address``, position
+    #: by position, channels in order. One byte each for -127..127; the byte 0x80 announces a delta
+    #: of two bytes. ``count`` is 0 for the frame that begins a tile, which empties the buffer.
+    DELTAS = 3
+
+
+class Mode(enum.Enum, shape=8):
+    """What the accumulators of a run start from."""
+
+    DENSE = 0
+    TEMPORAL = 1
+
+
+class Status(enum.Enum, shape=8):
+    """How a command ended."""
+
+    OK = 0
+    #: The opcode, space, bank or mode does not exist.
+    BAD_COMMAND = 1
+    #: An address lies outside its memory, or data ends within a word.
+    BAD_ADDRESS = 2
+    #: No IDENTIFY since the device's reset.
+    NO_SESSION = 3
+    #: The sequence is neither the last one nor the next.
+    BAD_SEQUENCE = 4
+    #: A temporal run of an entry that holds no accumulators since RESET.
+    NO_STATE = 5
+    #: The difference buffer does not hold exactly the positions of the entry.
+    NO_DELTAS = 6
+    #: The layer-table entry has a zero size or does not fit the device.
+    BAD_LAYER = 7
+
+
+class CommandHeader(data.Struct):
+    """First bytes of a command."""
+
+    sequence: 16
+    op: Opcode
+    mode: Mode
+    space: Space
+    bank: 8
+    address: 16
+    count: 16
+    size: 16
+
+
+class ResponseHeader(data.Struct):
+    """First bytes of a response: the command's sequence and opcode, and how it ended."""
+
+    sequence: 16
+    op: Opcode
+    status: Status
+
+
+class LayerEntry(data.Struct):
+    """Everything that a run needs to know of a layer, or of one tile of it.
+
+    A linear layer is a 1x1 convolution over an image of height 1. A tile of a bigger layer is an
+    entry of its own, whose image is the part of the input that the tile's kernels touch.
+    """
+
+    #: Size of the input image, in positions.
+    in_height: 16
+    in_width: 16
+    #: ``in_height * in_width``.
+    positions: 16
+    #: Input channels of a position.
+    channels: 16
+    #: Weight rows of one kernel tap: ``ceil(channels / lanes)``.
+    channel_rows: 16
+    out_height: 16
+    out_width: 16
+    kernel_height: 4
+    kernel_width: 4
+    stride_y: 4
+    stride_x: 4
+    dilation_y: 4
+    dilation_x: 4
+    #: Rows and columns of zeros before the image; what is missing behind it is zero too.
+    pad_top: 4
+    pad_left: 4
+    #: Column tiles: ``ceil(output channels / columns)``.
+    tiles: 16
+    #: First row in every weight bank: tile-major, then tap, then channel row.
+    weight_base: 16
+    #: First word in the accumulator buffer: tile-major, then output position.
+    accumulator_base: 16
+    #: First word of the biases in the accumulator buffer, one for each tile.
+    bias_base: 16
+    reserved: 48
+
+
+class Counters(data.Struct):
+    """Exact counts of one run and of the deltas that were encoded for it.
+
+    ``items + stall_row + lanes * stall_item == lanes * cycles``.
+    """
+
+    #: Clock cycles from the start of the run until its last accumulators were written.
+    cycles: 32
+    #: Work items that the lanes took: products by column.
+    items: 32
+    #: Deltas that are zero, that fit the low digit, and others.
+    zero: 32
+    narrow: 32
+    wide: 32
+    #: Lane cycles in which a lane waited for the others at the end of an output row.
+    stall_row: 32
+    #: Cycles in which no row was at work: filling, draining, sequencer behind the lanes.
+    stall_item: 32
+    #: Cycles in which the encoder waited for the link in the middle of a tile.
+    stall_link: 32
+
+
+def item_layout(*, row_bits: int, digit_bits: int, shift_bits: int) -> data.StructLayout:
+    """Lay out a work item: weight row within its tap, digit, and shift in digits."""
+    return data.StructLayout(
+        {"row": unsigned(row_bits), "digit": signed(digit_bits), "shift": unsigned(shift_bits)}
+    )
+
+
+def size(struct: type[data.Struct]) -> int:
+    """Return the bytes of a structure of this module."""
+    return data.Layout.cast(struct).size // 8
+
+
+def pack(struct: type[data.Struct], **values: Any) -> bytes:
+    """Encode a structure of this module; fields that are not given are zero."""
+    return Const.cast(struct.const(values)).value.to_bytes(size(struct), "little")
+
+
+def unpack(struct: type[data.Struct], raw: bytes) -> dict[str, int]:
+    """Decode a structure of this module into plain integers.
+
+    Raises
+    ------
+    ValueError
+        If ``raw`` has another length than the structure.
+    """
+    if len(raw) != size(struct):
+        raise ValueError(f"{struct.__name__} has {size(struct)} bytes, not {len(raw)}")
+    bits = int.from_bytes(raw, "little")
+    layout = data.Layout.cast(struct)
+    return {
+        str(name): bits >> field.offset & (1 << field.width) - 1 for name, field in layout
+    }
+
+
+def identity(digest: bytes, parameters: bytes) -> bytes:
+    """Return what IDENTIFY answers: magic, version, digest of the configuration, parameters."""
+    return MAGIC + VERSION.to_bytes(4, "little") + digest + parameters

@@ -1,0 +1,1 @@
+"""Model import, sampler loop, driver and command line."""
