@@ -122,7 +122,8 @@ class Config:
         if self.digit_bits > self.delta_bits:
             raise ConfigError(
                 f"digit_bits = {self.digit_bits} is wider than a delta, which has "
-                f"activation_bits + 1 = {self.delta_bits} bits, by {self.digit_bits - self.delta_bits}"
+                f"activation_bits + 1 = {self.delta_bits} bits, by "
+                f"{self.digit_bits - self.delta_bits}"
             )
         product_bits = self.delta_bits + self.weight_bits
         if self.accumulator_bits < product_bits:
@@ -200,7 +201,7 @@ class Config:
         return hashlib.sha256(text.encode()).digest()[:8]
 
     def pack(self) -> bytes:
-        """Encode the parameters as the device reports them: 32-bit little-endian, in field order."""
+        """Encode the parameters as the device reports them: 32 bits each, in field order."""
         return b"".join(getattr(self, f.name).to_bytes(4, "little") for f in fields(self))
 
     @classmethod

@@ -22,14 +22,18 @@ the last sequence is answered again and not carried out again; any other is refu
 is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
 """
 
-from typing import Any
+import struct
+from typing import Any, NamedTuple
 
 from amaranth.hdl import Const, signed, unsigned
 from amaranth.lib import data, enum
 
 __all__ = [
+    "COUNTERS",
+    "ESCAPE",
     "MAGIC",
     "VERSION",
+    "CommandError",
     "CommandHeader",
     "Counters",
     "LayerEntry",
@@ -167,26 +171,63 @@ class LayerEntry(data.Struct):
     reserved: 48
 
 
-class Counters(data.Struct):
-    """Exact counts of one run and of the deltas that were encoded for it.
+class Counters(NamedTuple):
+    """Exact counts of one run and of the deltas that were encoded for it, 32 bits each.
 
     ``items + stall_row + lanes * stall_item == lanes * cycles``.
     """
 
     #: Clock cycles from the start of the run until its last accumulators were written.
-    cycles: 32
-    #: Work items that the lanes took: products by column.
-    items: 32
+    cycles: int = 0
+    #: Work items that the lanes took.
+    items: int = 0
     #: Deltas that are zero, that fit the low digit, and others.
-    zero: 32
-    narrow: 32
-    wide: 32
+    zero: int = 0
+    narrow: int = 0
+    wide: int = 0
     #: Lane cycles in which a lane waited for the others at the end of an output row.
-    stall_row: 32
+    stall_row: int = 0
     #: Cycles in which no row was at work: filling, draining, sequencer behind the lanes.
-    stall_item: 32
+    stall_item: int = 0
     #: Cycles in which the encoder waited for the link in the middle of a tile.
-    stall_link: 32
+    stall_link: int = 0
+
+    def __add__(self, other: "Counters") -> "Counters":  # type: ignore[override]
+        """Add the counts of two runs."""
+        return Counters(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Counters":
+        """Decode the counters of a response.
+
+        Raises
+        ------
+        ValueError
+            If ``raw`` has another length.
+        """
+        if len(raw) != 4 * len(cls._fields):
+            raise ValueError(f"counters have {4 * len(cls._fields)} bytes, not {len(raw)}")
+        return cls(*struct.unpack(f"<{len(cls._fields)}I", raw))
+
+
+COUNTERS = data.StructLayout(dict.fromkeys(Counters._fields, 32))
+"""Layout of :class:`Counters` in the gateware and on the link."""
+
+
+class CommandError(Exception):
+    """A command that the device refuses.
+
+    Parameters
+    ----------
+    status
+        What the device answers.
+    detail
+        What was asked of it.
+    """
+
+    def __init__(self, status: Status, detail: str = "") -> None:
+        self.status = status
+        super().__init__(f"{status.name}{': ' if detail else ''}{detail}")
 
 
 def item_layout(*, row_bits: int, digit_bits: int, shift_bits: int) -> data.StructLayout:
@@ -196,17 +237,17 @@ def item_layout(*, row_bits: int, digit_bits: int, shift_bits: int) -> data.Stru
     )
 
 
-def size(struct: type[data.Struct]) -> int:
+def size(shape: type[data.Struct]) -> int:
     """Return the bytes of a structure of this module."""
-    return data.Layout.cast(struct).size // 8
+    return data.Layout.cast(shape).size // 8
 
 
-def pack(struct: type[data.Struct], **values: Any) -> bytes:
+def pack(shape: type[data.Struct], /, **values: Any) -> bytes:
     """Encode a structure of this module; fields that are not given are zero."""
-    return Const.cast(struct.const(values)).value.to_bytes(size(struct), "little")
+    return Const.cast(shape.const(values)).value.to_bytes(size(shape), "little")
 
 
-def unpack(struct: type[data.Struct], raw: bytes) -> dict[str, int]:
+def unpack(shape: type[data.Struct], raw: bytes) -> dict[str, int]:
     """Decode a structure of this module into plain integers.
 
     Raises
@@ -214,13 +255,11 @@ def unpack(struct: type[data.Struct], raw: bytes) -> dict[str, int]:
     ValueError
         If ``raw`` has another length than the structure.
     """
-    if len(raw) != size(struct):
-        raise ValueError(f"{struct.__name__} has {size(struct)} bytes, not {len(raw)}")
+    if len(raw) != size(shape):
+        raise ValueError(f"{shape.__name__} has {size(shape)} bytes, not {len(raw)}")
     bits = int.from_bytes(raw, "little")
-    layout = data.Layout.cast(struct)
-    return {
-        str(name): bits >> field.offset & (1 << field.width) - 1 for name, field in layout
-    }
+    layout = data.Layout.cast(shape)
+    return {str(name): bits >> field.offset & (1 << field.width) - 1 for name, field in layout}
 
 
 def identity(digest: bytes, parameters: bytes) -> bytes:

@@ -1,0 +1,233 @@
+"""The golden model: what a device computes and counts, bit for bit, in NumPy.
+
+This is the specification of the gateware. :class:`Golden` has the memories and the commands of a
+device and the same methods as the driver's :class:`ditto.host.driver.Device`.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status, pack, unpack
+from ditto.sim.cycles import row_lengths, schedule
+
+__all__ = ["Golden", "classify", "split", "taps", "wrap"]
+
+Array = NDArray[np.int64]
+
+
+def wrap(values: Array, bits: int) -> Array:
+    """Wrap integers to ``bits`` bits in two's complement.
+
+    >>> wrap(np.array([127, 128, -129]), 8).tolist()
+    [127, -128, 127]
+    """
+    half = 1 << (bits - 1)
+    return (values + half & (1 << bits) - 1) - half
+
+
+def split(deltas: NDArray[Any], config: Config) -> Array:
+    """Split deltas into balanced digits, low digit first.
+
+    Parameters
+    ----------
+    deltas
+        Integers in ``-max_delta..max_delta``, of any shape.
+    config
+        Gives ``digit_bits`` and ``digits``.
+
+    Returns
+    -------
+    array of shape ``deltas.shape + (digits,)``
+        Digits in ``-2**(b-1)..2**(b-1) - 1`` with ``sum(digit[i] << i*b) == delta``.
+
+    >>> split(np.array([-1, 8, 127]), Config(digit_bits=4)).tolist()
+    [[-1, 0, 0], [-8, 1, 0], [-1, -8, 1]]
+    """
+    rest = np.asarray(deltas, dtype=np.int64)
+    result = np.empty((*rest.shape, config.digits), dtype=np.int64)
+    for i in range(config.digits):
+        result[..., i] = wrap(rest, config.digit_bits)
+        rest = rest - result[..., i] >> config.digit_bits
+    return result
+
+
+def classify(deltas: NDArray[Any], config: Config) -> tuple[int, int, int]:
+    """Count zero deltas, narrow ones (that fit the low digit), and wide ones.
+
+    >>> classify(np.array([0, 7, -8, 8, 16]), Config(digit_bits=4))
+    (1, 2, 2)
+    """
+    deltas = np.asarray(deltas, dtype=np.int64)
+    zero = int(np.count_nonzero(deltas == 0))
+    fits = int(np.count_nonzero(wrap(deltas, config.digit_bits) == deltas))
+    return zero, fits - zero, deltas.size - fits
+
+
+@lru_cache(maxsize=1024)
+def _taps(key: bytes) -> Array:
+    entry = unpack(LayerEntry, key)
+    y = np.arange(entry["out_height"])[:, None] * entry["stride_y"] - entry["pad_top"]
+    y = y + np.arange(entry["kernel_height"])[None, :] * entry["dilation_y"]
+    x = np.arange(entry["out_width"])[:, None] * entry["stride_x"] - entry["pad_left"]
+    x = x + np.arange(entry["kernel_width"])[None, :] * entry["dilation_x"]
+    inside = ((y >= 0) & (y < entry["in_height"]))[:, None, :, None] & (
+        (x >= 0) & (x < entry["in_width"])
+    )[None, :, None, :]
+    position = np.where(inside, y[:, None, :, None] * entry["in_width"] + x[None, :, None, :], -1)
+    rows = entry["out_height"] * entry["out_width"]
+    result = position.reshape(rows, entry["kernel_height"] * entry["kernel_width"])
+    result.setflags(write=False)
+    return result
+
+
+def taps(entry: dict[str, int]) -> Array:
+    """Return the input position of every kernel tap of every output position, or -1 outside.
+
+    Parameters
+    ----------
+    entry
+        Fields of a :class:`~ditto.hdl.protocol.LayerEntry`.
+
+    Returns
+    -------
+    array of shape (output positions, taps)
+    """
+    return _taps(pack(LayerEntry, **entry))
+
+
+class Golden:
+    """A device as a NumPy object: its memories, commands and counters.
+
+    Parameters
+    ----------
+    config
+        The device.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._layers = [dict.fromkeys(unpack(LayerEntry, bytes(32)), 0)] * config.layers
+        self._weights = np.zeros((config.lanes, config.weight_rows, config.columns), np.int64)
+        self._accumulators = np.zeros((config.accumulator_rows, config.columns), np.int64)
+        self._filled: set[int] = set()
+        self._deltas: Array | None = None
+
+    def reset(self) -> None:
+        """Forget which layers hold accumulators, and the deltas."""
+        self._filled.clear()
+        self._deltas = None
+
+    def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
+        """Write layer-table entries, from entry ``first`` on; they then hold no accumulators."""
+        self._check(first + len(entries) <= self.config.layers, Status.BAD_ADDRESS, "layer table")
+        self._layers[first : first + len(entries)] = [dict(entry) for entry in entries]
+        self._filled.difference_update(range(first, first + len(entries)))
+
+    def write_weights(self, bank: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a weight bank, from ``row`` on."""
+        words = np.asarray(words)
+        self._check(bank < self.config.lanes, Status.BAD_COMMAND, f"weight bank {bank}")
+        self._check(row + len(words) <= self.config.weight_rows, Status.BAD_ADDRESS, "weights")
+        self._weights[bank, row : row + len(words)] = words
+
+    def write_accumulators(self, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into the accumulator buffer, from ``row`` on."""
+        words = np.asarray(words)
+        self._check(
+            row + len(words) <= self.config.accumulator_rows, Status.BAD_ADDRESS, "accumulators"
+        )
+        self._accumulators[row : row + len(words)] = words
+
+    def read_accumulators(self, row: int, count: int, columns: int | None = None) -> Array:
+        """Return the first ``columns`` accumulators of ``count`` words, from ``row`` on."""
+        self._check(row + count <= self.config.accumulator_rows, Status.BAD_ADDRESS, "accumulators")
+        return self._accumulators[row : row + count, :columns].copy()
+
+    def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
+        """Fill the difference buffer with the deltas of an entry, of shape (positions, channels).
+
+        Raises
+        ------
+        CommandError
+            If they do not fit the difference buffer.
+        """
+        deltas = np.asarray(deltas, dtype=np.int64)
+        self._check(entry < self.config.layers, Status.BAD_ADDRESS, f"layer {entry}")
+        self._deltas = deltas
+
+    def run(self, entry: int, mode: Mode) -> Counters:
+        """Run a layer-table entry: ``a = W * d + start``, and count.
+
+        Raises
+        ------
+        CommandError
+            If the deltas or the accumulators that the run needs are not there.
+        """
+        config = self.config
+        self._check(entry < config.layers, Status.BAD_ADDRESS, f"layer {entry}")
+        layer = self._layers[entry]
+        deltas = self._deltas
+        shape = (layer["positions"], layer["channels"])
+        if deltas is None or deltas.shape != shape:
+            raise CommandError(Status.NO_DELTAS, f"layer {entry}")
+        self._check(mode is Mode.DENSE or entry in self._filled, Status.NO_STATE, f"layer {entry}")
+
+        # Channel k belongs to lane k % lanes, weight row k // lanes; missing channels are zero.
+        padded = np.zeros((shape[0] + 1, layer["channel_rows"] * config.lanes), np.int64)
+        padded[:-1, : shape[1]] = deltas
+        tap = taps(layer)
+        windows = padded[tap].reshape(len(tap), -1)
+        rows = tap.shape[1] * layer["channel_rows"]
+        for tile in range(layer["tiles"]):
+            first = layer["weight_base"] + tile * rows
+            # (lane, tap and channel row, column) -> (tap, channel row, lane; column)
+            weights = self._weights[:, first : first + rows].transpose(1, 0, 2)
+            weights = weights.reshape(-1, config.columns)
+            # Sums of products of small integers are exact in float64, and much faster.
+            change = (windows.astype(np.float64) @ weights.astype(np.float64)).astype(np.int64)
+            at = slice(*(layer["accumulator_base"] + np.array([tile, tile + 1]) * len(tap)))
+            start = (
+                self._accumulators[layer["bias_base"] + tile]
+                if mode is Mode.DENSE
+                else self._accumulators[at]
+            )
+            self._accumulators[at] = wrap(start + change, config.accumulator_bits)
+        self._filled.add(entry)
+        self._deltas = None
+        return self.count(layer, deltas)
+
+    def count(self, layer: dict[str, int], deltas: NDArray[Any]) -> Counters:
+        """Return the counters of a run of ``layer`` on ``deltas``, without running it.
+
+        ``stall_link`` depends on the link and is 0 here.
+        """
+        config = self.config
+        digits = np.count_nonzero(split(deltas, config), axis=-1)
+        padded = np.zeros((len(deltas) + 1, layer["channel_rows"] * config.lanes), np.int64)
+        padded[:-1, : digits.shape[1]] = digits
+        items = padded.reshape(len(padded), -1, config.lanes).sum(axis=1)  # (position, lane)
+        tap = taps(layer)
+        work = items[tap].sum(axis=1)  # (output position, lane)
+        lengths = row_lengths(work)
+        timing = schedule(np.tile(lengths, layer["tiles"]), tap.shape[1], config)
+        total = int(work.sum()) * layer["tiles"]
+        zero, narrow, wide = classify(deltas, config)
+        return Counters(
+            cycles=timing.cycles,
+            items=total,
+            zero=zero,
+            narrow=narrow,
+            wide=wide,
+            stall_row=config.lanes * timing.busy - total,
+            stall_item=timing.cycles - timing.busy,
+        )
+
+    @staticmethod
+    def _check(condition: bool, status: Status, detail: str) -> None:
+        if not condition:
+            raise CommandError(status, detail)
