@@ -15,11 +15,11 @@ from ditto.hdl.config import Config
 
 __all__ = ["LIST_LATENCY", "RUN_LATENCY", "Timing", "row_lengths", "schedule"]
 
-LIST_LATENCY = 4
+LIST_LATENCY = 3
 """Cycles from the walk over a row's last tap to the lanes' start with the row."""
 
-RUN_LATENCY = 8
-"""Cycles of a run before its first tap and after the last work item of its last row."""
+RUN_LATENCY = 5
+"""Cycles from the last work item of a run until its accumulators have been written."""
 
 
 class Timing(NamedTuple):
