@@ -88,9 +88,7 @@ class Column(wiring.Component):
         config = self.config
         terms: list[Value] = []
         for lane in range(config.lanes):
-            product = Signal(
-                signed(config.digit_bits + config.weight_bits), name=f"product_{lane}"
-            )
+            product = Signal(signed(config.digit_bits + config.weight_bits), name=f"product_{lane}")
             term = Signal(
                 signed(config.weight_bits + config.digits * config.digit_bits), name=f"term_{lane}"
             )

@@ -252,8 +252,9 @@ class DigitSplitter(wiring.Component):
         waiting: list[Value] = []
         m.d.comb += [
             end.eq(base + self.slot),
-            fits.eq(~self.overflow & (end <= config.item_depth)
-                    & (self.positions < config.positions)),
+            fits.eq(
+                ~self.overflow & (end <= config.item_depth) & (self.positions < config.positions)
+            ),
             self.i.ready.eq(done),
             self.busy.eq(self.i.valid),
             self.counts.en.eq(self.i.valid & self.i.p.last & done & fits),

@@ -1,4 +1,4 @@
-"""The engine: memories, encoder, sequencer, lanes and array, around one layer-table entry at a time."""
+"""The engine: memories, encoder, sequencer, lanes and array, at work on one layer-table entry."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
@@ -12,7 +12,7 @@ from ditto.hdl.lanes import Lanes
 from ditto.hdl.protocol import COUNTERS, LayerEntry, Mode, Status
 from ditto.hdl.sequencer import Sequencer
 
-__all__ = ["Engine", "task_of"]
+__all__ = ["Engine", "EngineSignature", "task_of"]
 
 
 def task_of(config: Config) -> data.StructLayout:
@@ -20,11 +20,11 @@ def task_of(config: Config) -> data.StructLayout:
     return data.StructLayout({"run": 1, "entry": range(config.layers), "mode": Mode})
 
 
-class Engine(wiring.Component):
-    """Encode deltas and run layers.
+class EngineSignature(wiring.Signature):
+    """What an engine offers to whoever commands it, seen from the engine.
 
     One task at a time: ``tasks`` takes the next when ``results`` has given the status of the last.
-    The write and read ports, ``forget`` and ``deltas`` may be used while no task is at work.
+    Everything else may be used while no task is at work.
 
     Parameters
     ----------
@@ -55,6 +55,43 @@ class Engine(wiring.Component):
         See :class:`ditto.hdl.protocol.Counters`.
     """
 
+    def __init__(self, config: Config) -> None:
+        weights = data.ArrayLayout(signed(config.weight_bits), config.columns)
+        accumulators = data.ArrayLayout(signed(config.accumulator_bits), config.columns)
+        super().__init__(
+            {
+                "tasks": In(stream.Signature(task_of(config))),
+                "results": Out(stream.Signature(Status)),
+                "deltas": In(stream.Signature(8)),
+                "encoding": Out(1),
+                "layer_en": In(1),
+                "layer_address": In(range(config.layers)),
+                "layer_data": In(LayerEntry),
+                "weight_en": In(1),
+                "weight_bank": In(range(config.lanes)),
+                "weight_address": In(range(config.weight_rows)),
+                "weight_data": In(weights),
+                "accumulator_en": In(1),
+                "accumulator_address": In(range(config.accumulator_rows)),
+                "accumulator_data": In(accumulators),
+                "read_en": In(1),
+                "read_address": In(range(config.accumulator_rows)),
+                "read_data": Out(accumulators),
+                "forget": In(1),
+                "counters": Out(COUNTERS),
+            }
+        )
+
+
+class Engine(wiring.Component):
+    """Encode deltas and run layers; see :class:`EngineSignature` for the members.
+
+    Parameters
+    ----------
+    config
+        The device.
+    """
+
     tasks: stream.Interface
     results: stream.Interface
     deltas: stream.Interface
@@ -77,31 +114,7 @@ class Engine(wiring.Component):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._weights = data.ArrayLayout(signed(config.weight_bits), config.columns)
-        self._accumulators = data.ArrayLayout(signed(config.accumulator_bits), config.columns)
-        super().__init__(
-            {
-                "tasks": In(stream.Signature(task_of(config))),
-                "results": Out(stream.Signature(Status)),
-                "deltas": In(stream.Signature(8)),
-                "encoding": Out(1),
-                "layer_en": In(1),
-                "layer_address": In(range(config.layers)),
-                "layer_data": In(LayerEntry),
-                "weight_en": In(1),
-                "weight_bank": In(range(config.lanes)),
-                "weight_address": In(range(config.weight_rows)),
-                "weight_data": In(self._weights),
-                "accumulator_en": In(1),
-                "accumulator_address": In(range(config.accumulator_rows)),
-                "accumulator_data": In(self._accumulators),
-                "read_en": In(1),
-                "read_address": In(range(config.accumulator_rows)),
-                "read_data": Out(self._accumulators),
-                "forget": In(1),
-                "counters": Out(COUNTERS),
-            }
-        )
+        super().__init__(EngineSignature(config))
 
     def elaborate(self, platform: object) -> Module:
         """Build the engine."""
@@ -134,7 +147,7 @@ class Engine(wiring.Component):
 
         for lane in range(config.lanes):
             m.submodules[f"weights_{lane}"] = bank = memory.Memory(
-                shape=self._weights, depth=config.weight_rows, init=[]
+                shape=self.weight_data.shape(), depth=config.weight_rows, init=[]
             )
             write, read = bank.write_port(), bank.read_port()
             m.d.comb += [
@@ -146,7 +159,7 @@ class Engine(wiring.Component):
             ]
 
         m.submodules.accumulators = accumulators = memory.Memory(
-            shape=self._accumulators, depth=config.accumulator_rows, init=[]
+            shape=self.accumulator_data.shape(), depth=config.accumulator_rows, init=[]
         )
         write, read = accumulators.write_port(), accumulators.read_port()
         m.d.comb += [

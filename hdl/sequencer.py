@@ -3,13 +3,15 @@
 ::
 
     loop over column tiles, output rows and columns, kernel rows and columns
-      │ 1: position of the tap    2: counts of its items    3: entry in the list of each lane with items
+      │ 1: position of the tap
+      │ 2: counts of its items
+      │ 3: an entry in the list of each lane that has items
       ▼
     lists ──► lanes
 
 A row of the array is one output position (pixel, token) in one column tile. The sequencer spends a
-cycle on each tap of a row, inside the image or not, while the lanes work on rows before it. It holds
-at most ``list_depth`` taps of rows that the lanes have not finished.
+cycle on each tap of a row, inside the image or not, while the lanes work on rows before it. It
+holds at most ``list_depth`` taps of rows that the lanes have not finished.
 """
 
 from amaranth.hdl import Const, Module, Mux, Signal, signed
@@ -20,7 +22,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import CountsRead
 from ditto.hdl.protocol import LayerEntry
 
-__all__ = ["Entry", "List", "Row", "Sequencer", "entry_of", "row_of"]
+__all__ = ["List", "Sequencer", "entry_of", "row_of"]
 
 
 def entry_of(config: Config) -> data.StructLayout:
@@ -195,9 +197,7 @@ class Sequencer(wiring.Component):
             begins.eq((kernel_x == 0) & (kernel_y == 0)),
             step.eq(walking & (~begins | (held + taps <= config.list_depth))),
         ]
-        m.d.sync += held.eq(
-            held + Mux(step & begins, taps, 0) - Mux(self.free_row, taps, 0)
-        )
+        m.d.sync += held.eq(held + Mux(step & begins, taps, 0) - Mux(self.free_row, taps, 0))
 
         with m.If(step):
             m.d.sync += [
@@ -278,9 +278,7 @@ class Sequencer(wiring.Component):
         tap_1, tap_2 = Signal(tap), Signal(tap)
         m.d.sync += [
             tap_1.valid.eq(step),
-            tap_1.inside.eq(
-                (y >= 0) & (y < entry.in_height) & (x >= 0) & (x < entry.in_width)
-            ),
+            tap_1.inside.eq((y >= 0) & (y < entry.in_height) & (x >= 0) & (x < entry.in_width)),
             tap_1.position.eq(y * entry.in_width + x),
             tap_1.weight_row.eq(weight_row),
             tap_1.last.eq(last_tap),
@@ -307,9 +305,7 @@ class Sequencer(wiring.Component):
         for lane in range(config.lanes):
             pushed = Signal(range(config.list_depth + 1), name=f"pushed_{lane}")
             m.d.comb += [
-                self.push[lane].eq(
-                    tap_2.valid & tap_2.inside & (self.counts.counts[lane] != 0)
-                ),
+                self.push[lane].eq(tap_2.valid & tap_2.inside & (self.counts.counts[lane] != 0)),
                 self.entries[lane].address.eq(address),
                 self.entries[lane].count.eq(self.counts.counts[lane]),
                 self.entries[lane].row.eq(tap_2.weight_row),

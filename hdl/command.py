@@ -1,0 +1,333 @@
+"""Command machine: carries out the commands of :mod:`ditto.hdl.protocol` and answers them."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ditto.hdl.config import Config
+from ditto.hdl.engine import EngineSignature
+from ditto.hdl.framing import PACKET
+from ditto.hdl.protocol import (
+    COUNTERS,
+    CommandHeader,
+    LayerEntry,
+    Mode,
+    Opcode,
+    ResponseHeader,
+    Space,
+    Status,
+    identity,
+    size,
+)
+
+__all__ = ["CommandMachine"]
+
+
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)
+
+
+class CommandMachine(wiring.Component):
+    """Carry out one command after another, and answer each.
+
+    Takes and gives a byte a cycle; a command is taken in full before it is answered, and the next
+    one after that. A body that is shorter than a header is not answered.
+
+    Parameters
+    ----------
+    config
+        The device.
+
+    Members
+    -------
+    i : In(stream.Signature(PACKET))
+        Bodies of command frames, which have passed their check.
+    o : Out(stream.Signature(PACKET))
+        Bodies of response frames.
+    engine : In(EngineSignature)
+        What the commands are carried out on.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+    engine: wiring.PureInterface
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(PACKET)),
+                "o": Out(stream.Signature(PACKET)),
+                "engine": In(EngineSignature(config)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the command machine."""
+        m = Module()
+        config = self.config
+        engine = self.engine
+        header = Signal(CommandHeader)
+        status = Signal(Status)
+
+        session = Signal()
+        sequence = Signal(16)
+        outcome = Signal(Status)  # of the command `sequence`, should it be repeated
+
+        # Words are taken by the byte into the top of a register, low byte first.
+        layer_bits = LayerEntry.as_shape().size
+        weight_bits = config.columns * config.weight_bits
+        accumulator_bits = config.columns * config.accumulator_bits
+        word_bytes = {
+            Space.LAYERS: _bytes(layer_bits),
+            Space.WEIGHTS: _bytes(weight_bits),
+            Space.ACCUMULATORS: _bytes(accumulator_bits),
+        }
+        depths = {
+            Space.LAYERS: config.layers,
+            Space.WEIGHTS: config.weight_rows,
+            Space.ACCUMULATORS: config.accumulator_rows,
+        }
+        word_in = Signal(8 * max(word_bytes.values()))
+        address = Signal(17)
+        count = Signal(range(max(word_bytes.values()) + 1))
+        stored = Signal()
+
+        def top(space: Space, bits: int) -> Value:
+            start = len(word_in) - 8 * word_bytes[space]
+            return word_in[start : start + bits]
+
+        fits = Signal()
+        last_byte = Signal()
+        m.d.comb += [
+            engine.layer_data.eq(top(Space.LAYERS, layer_bits)),
+            engine.layer_address.eq(address),
+            engine.layer_en.eq(stored & fits & (header.space == Space.LAYERS)),
+            engine.weight_data.eq(top(Space.WEIGHTS, weight_bits)),
+            engine.weight_address.eq(address),
+            engine.weight_bank.eq(header.bank),
+            engine.weight_en.eq(stored & fits & (header.space == Space.WEIGHTS)),
+            engine.accumulator_data.eq(top(Space.ACCUMULATORS, accumulator_bits)),
+            engine.accumulator_address.eq(address),
+            engine.accumulator_en.eq(stored & fits & (header.space == Space.ACCUMULATORS)),
+        ]
+        for space, depth in depths.items():
+            with m.If(header.space == space):
+                m.d.comb += [
+                    fits.eq(address < depth),
+                    last_byte.eq(count == word_bytes[space] - 1),
+                ]
+        m.d.sync += stored.eq(0)
+        with m.If(stored):
+            m.d.sync += address.eq(address + 1)
+            with m.If(~fits):
+                m.d.sync += status.eq(Status.BAD_ADDRESS)
+
+        # Words are given by the byte from the bottom of a register.
+        word_out = Signal(max(8 * word_bytes[Space.ACCUMULATORS], COUNTERS.size))
+        left = Signal(16)  # bytes of the word
+        words = Signal(16)  # words after this one
+        m.submodules.rom = rom = memory.Memory(
+            shape=8,
+            depth=len(identity(config.digest, config.pack())),
+            init=identity(config.digest, config.pack()),
+        )
+        rom_r = rom.read_port(domain="comb")
+        response = Signal(ResponseHeader)
+        m.d.comb += [
+            response.sequence.eq(header.sequence),
+            response.op.eq(header.op),
+            response.status.eq(status),
+            engine.read_address.eq(address),
+        ]
+
+        repeated = Signal()
+        known = Signal()
+        end = Signal(17)
+        in_range = Signal()
+        m.d.comb += [
+            repeated.eq(header.sequence == sequence),
+            known.eq(Cat(header.op == op for op in Opcode).any()),
+            end.eq(header.address + header.count),
+            in_range.eq(
+                (header.count != 0)
+                & (end <= config.accumulator_rows)
+                & (header.size != 0)
+                & (header.size <= word_bytes[Space.ACCUMULATORS])
+            ),
+        ]
+        more = Signal()  # the body has not been taken in full
+
+        def answer(result: Status | Signal) -> None:
+            m.d.sync += status.eq(result)
+            m.next = "Drain"
+
+        def perform() -> None:
+            m.d.sync += [sequence.eq(header.sequence), status.eq(Status.OK)]
+            with m.Switch(header.op):
+                with m.Case(Opcode.RESET):
+                    m.d.comb += engine.forget.eq(1)
+                    m.next = "Drain"
+                with m.Case(Opcode.WRITE):
+                    m.d.sync += [address.eq(header.address), count.eq(0)]
+                    with m.Switch(header.space):
+                        with m.Case(Space.LAYERS, Space.ACCUMULATORS):
+                            m.next = "Store"
+                        with m.Case(Space.WEIGHTS):
+                            m.next = "Store"
+                            with m.If(header.bank >= config.lanes):
+                                answer(Status.BAD_COMMAND)
+                        with m.Case(Space.DELTAS):
+                            m.next = "Begin task"
+                            with m.If(header.address >= config.layers):
+                                answer(Status.BAD_ADDRESS)
+                            with m.Elif(header.count != 0):
+                                m.next = "Encode"
+                        with m.Default():
+                            answer(Status.BAD_COMMAND)
+                with m.Case(Opcode.RUN):
+                    m.next = "Begin task"
+                    with m.If((header.mode != Mode.DENSE) & (header.mode != Mode.TEMPORAL)):
+                        answer(Status.BAD_COMMAND)
+                    with m.Elif(header.address >= config.layers):
+                        answer(Status.BAD_ADDRESS)
+                with m.Case(Opcode.READ):
+                    answer(Mux(in_range, Status.OK.value, Status.BAD_ADDRESS.value))
+                with m.Default():
+                    answer(Mux(known, Status.OK.value, Status.BAD_COMMAND.value))
+
+        m.d.comb += [
+            engine.tasks.p.run.eq(header.op == Opcode.RUN),
+            engine.tasks.p.entry.eq(header.address),
+            engine.tasks.p.mode.eq(header.mode),
+            engine.deltas.payload.eq(self.i.p.data),
+        ]
+        with m.FSM():
+            with m.State("Header"):
+                m.d.comb += self.i.ready.eq(1)
+                with m.If(self.i.valid):
+                    m.d.sync += [
+                        header.eq(Cat(header.as_value()[8:], self.i.p.data)),
+                        count.eq(count + 1),
+                        more.eq(~self.i.p.last),
+                    ]
+                    with m.If(count == size(CommandHeader) - 1):
+                        m.next = "Decide"
+                    with m.Elif(self.i.p.last):
+                        m.d.sync += count.eq(0)
+            with m.State("Decide"):
+                with m.If(header.op == Opcode.IDENTIFY):
+                    m.d.sync += [session.eq(1), sequence.eq(header.sequence)]
+                    answer(Status.OK)
+                with m.Elif(~session):
+                    answer(Status.NO_SESSION)
+                with m.Elif(repeated):
+                    answer(outcome)
+                with m.Elif(header.sequence != (sequence + 1)[:16]):
+                    answer(Status.BAD_SEQUENCE)
+                with m.Else():
+                    perform()
+            with m.State("Begin task"):
+                m.d.comb += engine.tasks.valid.eq(1)
+                with m.If(engine.tasks.ready):
+                    m.next = "End task"
+            with m.State("End task"):
+                m.d.comb += engine.results.ready.eq(1)
+                with m.If(engine.results.valid):
+                    m.d.sync += status.eq(engine.results.payload)
+                    m.next = "Drain"
+                    with m.If((header.op == Opcode.WRITE) & (engine.results.payload == Status.OK)):
+                        m.next = "Encode"
+            with m.State("Encode"):
+                m.d.comb += [
+                    engine.deltas.valid.eq(more & self.i.valid),
+                    self.i.ready.eq(more & engine.deltas.ready),
+                ]
+                with m.If(more):
+                    with m.If(self.i.valid & engine.deltas.ready):
+                        m.d.sync += more.eq(~self.i.p.last)
+                with m.Elif(~engine.encoding):
+                    m.next = "Drain"
+            with m.State("Store"):
+                m.d.comb += self.i.ready.eq(more)
+                with m.If(more & self.i.valid):
+                    m.d.sync += [
+                        word_in.eq(Cat(word_in[8:], self.i.p.data)),
+                        count.eq(Mux(last_byte, 0, count + 1)),
+                        stored.eq(last_byte),
+                        more.eq(~self.i.p.last),
+                    ]
+                with m.Elif(~more & ~stored):
+                    m.next = "Drain"
+                    with m.If(count != 0):
+                        answer(Status.BAD_ADDRESS)
+            with m.State("Drain"):
+                m.d.comb += self.i.ready.eq(more)
+                m.d.sync += count.eq(0)
+                with m.If(more):
+                    with m.If(self.i.valid):
+                        m.d.sync += more.eq(~self.i.p.last)
+                with m.Else():
+                    with m.If(repeated & session):
+                        m.d.sync += outcome.eq(status)
+                    m.next = "Respond"
+            with m.State("Respond"):
+                none = (
+                    (status != Status.OK)
+                    | (header.op == Opcode.RESET)
+                    | (header.op == Opcode.WRITE)
+                )
+                m.d.comb += [
+                    self.o.valid.eq(1),
+                    self.o.p.data.eq(response.as_value().word_select(count[:2], 8)),
+                    self.o.p.last.eq((count == size(ResponseHeader) - 1) & none),
+                ]
+                with m.If(self.o.ready):
+                    m.d.sync += count.eq(count + 1)
+                    with m.If(count == size(ResponseHeader) - 1):
+                        m.d.sync += [count.eq(0), address.eq(header.address)]
+                        with m.If(none):
+                            m.next = "Header"
+                        with m.Elif(header.op == Opcode.IDENTIFY):
+                            m.d.sync += rom_r.addr.eq(0)
+                            m.next = "Identity"
+                        with m.Elif(header.op == Opcode.READ):
+                            m.d.sync += words.eq(header.count)
+                            m.next = "Fetch"
+                        with m.Else():
+                            m.d.sync += [
+                                word_out.eq(engine.counters),
+                                left.eq(COUNTERS.size // 8),
+                                words.eq(0),
+                            ]
+                            m.next = "Word"
+            with m.State("Identity"):
+                m.d.comb += [
+                    self.o.valid.eq(1),
+                    self.o.p.data.eq(rom_r.data),
+                    self.o.p.last.eq(rom_r.addr == rom.depth - 1),
+                ]
+                with m.If(self.o.ready):
+                    m.d.sync += rom_r.addr.eq(rom_r.addr + 1)
+                    with m.If(self.o.p.last):
+                        m.next = "Header"
+            with m.State("Fetch"):
+                m.d.comb += engine.read_en.eq(1)
+                m.d.sync += [address.eq(address + 1), words.eq(words - 1)]
+                m.next = "Load"
+            with m.State("Load"):
+                m.d.sync += [word_out.eq(engine.read_data), left.eq(header.size)]
+                m.next = "Word"
+            with m.State("Word"):
+                m.d.comb += [
+                    self.o.valid.eq(1),
+                    self.o.p.data.eq(word_out[:8]),
+                    self.o.p.last.eq((left == 1) & (words == 0)),
+                ]
+                with m.If(self.o.ready):
+                    m.d.sync += [word_out.eq(word_out[8:]), left.eq(left - 1)]
+                    with m.If(left == 1):
+                        m.next = "Fetch"
+                        with m.If(words == 0):
+                            m.next = "Header"
+        return m

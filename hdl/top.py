@@ -1,0 +1,50 @@
+"""The device: framing, command machine and engine behind one byte stream each way."""
+
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from ditto.hdl.command import CommandMachine
+from ditto.hdl.config import Config
+from ditto.hdl.engine import Engine
+from ditto.hdl.framing import Deframer, Framer
+
+__all__ = ["Top"]
+
+
+class Top(wiring.Component):
+    """A device that knows no board: clock, reset and two byte streams.
+
+    Parameters
+    ----------
+    config
+        The device.
+
+    Members
+    -------
+    i : In(stream.Signature(8))
+        Bytes from the host, see :mod:`ditto.hdl.protocol`.
+    o : Out(stream.Signature(8))
+        Bytes to the host.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        super().__init__({"i": In(stream.Signature(8)), "o": Out(stream.Signature(8))})
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the device."""
+        m = Module()
+        m.submodules.deframer = deframer = Deframer(frame_bytes=self.config.frame_bytes)
+        m.submodules.command = command = CommandMachine(self.config)
+        m.submodules.engine = engine = Engine(self.config)
+        m.submodules.framer = framer = Framer()
+        connect(m, flipped(self.i), deframer.i)
+        connect(m, deframer.o, command.i)
+        connect(m, command.engine, engine)
+        connect(m, command.o, framer.i)
+        connect(m, framer.o, flipped(self.o))
+        return m
