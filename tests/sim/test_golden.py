@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import CommandError, Mode, Status
+from ditto.sim.golden import Golden, split
+from ditto.sim.workload import DELTAS, random_deltas, random_workload
+
+CONFIG = Config(lanes=3, columns=4, item_depth=512, positions=64, channel_rows=8)
+
+
+def configs() -> st.SearchStrategy[Config]:
+    def build(activation: int, weight: int, digit: int) -> Config:
+        return Config(
+            lanes=3,
+            columns=2,
+            activation_bits=activation,
+            weight_bits=weight,
+            digit_bits=min(digit, activation + 1),
+        )
+
+    return st.builds(build, st.integers(2, 8), st.integers(2, 8), st.integers(2, 9))
+
+
+@given(configs())
+def test_digits_of_every_delta_are_balanced_and_sum_to_it(config: Config) -> None:
+    deltas = np.arange(-config.max_delta, config.max_delta + 1)
+    digits = split(deltas, config)
+    half = 1 << config.digit_bits - 1
+    assert digits.min() >= -half and digits.max() < half
+    np.testing.assert_array_equal(
+        (digits << np.arange(config.digits) * config.digit_bits).sum(axis=-1), deltas
+    )
+    assert (digits[:, -1] != 0).any(), "no delta needs the last digit"
+
+
+def plain(entry: dict[str, int], deltas: np.ndarray, weights: np.ndarray, lanes: int) -> np.ndarray:
+    """Convolve with four nested loops, straight from the definition."""
+    image = deltas.reshape(entry["in_height"], entry["in_width"], -1)
+    taps = entry["kernel_height"] * entry["kernel_width"]
+    out = np.zeros(
+        (entry["tiles"], entry["out_height"], entry["out_width"], weights.shape[2]), np.int64
+    )
+    for tile, oy, ox, tap in np.ndindex(*out.shape[:3], taps):
+        ky, kx = divmod(tap, entry["kernel_width"])
+        y = oy * entry["stride_y"] + ky * entry["dilation_y"] - entry["pad_top"]
+        x = ox * entry["stride_x"] + kx * entry["dilation_x"] - entry["pad_left"]
+        if not (0 <= y < entry["in_height"] and 0 <= x < entry["in_width"]):
+            continue
+        for channel in range(entry["channels"]):
+            row = (tile * taps + tap) * entry["channel_rows"] + channel // lanes
+            out[tile, oy, ox] += image[y, x, channel] * weights[channel % lanes, row]
+    return out.reshape(-1, weights.shape[2])
+
+
+@given(st.integers(0, 2**32), st.lists(st.sampled_from(DELTAS), min_size=1, max_size=4))
+def test_accumulators_are_what_plain_convolution_gives(seed: int, kinds: list[str]) -> None:
+    rng = np.random.default_rng(seed)
+    golden = Golden(CONFIG)
+    work = random_workload(rng, CONFIG, rows=40)
+    work.load(golden, 1)
+    total = np.repeat(work.biases, work.rows // work.entry["tiles"], axis=0)
+    mode = Mode.DENSE
+    for kind in kinds:
+        deltas = random_deltas(rng, CONFIG, work.entry, kind)
+        golden.write_deltas(1, deltas)
+        counters = golden.run(1, mode)
+        total = total + plain(work.entry, deltas, work.weights, CONFIG.lanes)
+        total = (total + 2**31) % 2**32 - 2**31
+        got = golden.read_accumulators(work.entry["accumulator_base"], work.rows)
+        np.testing.assert_array_equal(got, total)
+        assert counters.zero + counters.narrow + counters.wide == deltas.size
+        assert (
+            counters.items + counters.stall_row + CONFIG.lanes * counters.stall_item
+            == CONFIG.lanes * counters.cycles
+        )
+        mode = Mode.TEMPORAL
+
+
+def test_a_dense_run_restarts_from_the_bias() -> None:
+    rng = np.random.default_rng(1)
+    golden = Golden(CONFIG)
+    work = random_workload(rng, CONFIG)
+    work.load(golden, 0)
+    results = []
+    for _ in range(2):
+        golden.write_deltas(0, np.ones((work.entry["positions"], work.entry["channels"])))
+        golden.run(0, Mode.DENSE)
+        results.append(golden.read_accumulators(work.entry["accumulator_base"], work.rows))
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_row_takes_as_long_as_its_busiest_lane() -> None:
+    # One linear row of three lanes with 2, 1 and 0 items: two cycles of work, three lane cycles lost.
+    golden = Golden(CONFIG)
+    entry = dict.fromkeys(
+        ("in_height", "in_width", "positions", "out_height", "out_width", "kernel_height",
+         "kernel_width", "stride_y", "stride_x", "dilation_y", "dilation_x", "tiles"), 1
+    ) | {"channels": 4, "channel_rows": 2, "pad_top": 0, "pad_left": 0}  # fmt: skip
+    golden.write_layers(0, [entry | {"weight_base": 0, "accumulator_base": 1, "bias_base": 0}])
+    golden.write_deltas(0, np.array([[1, 5, 0, -8]]))
+    counters = golden.run(0, Mode.DENSE)
+    assert (counters.items, counters.stall_row) == (3, 3)
+    assert counters.cycles - counters.stall_item == 2
+    assert (counters.zero, counters.narrow, counters.wide) == (1, 3, 0)
+
+
+def test_runs_without_their_state_are_refused() -> None:
+    golden = Golden(CONFIG)
+    work = random_workload(np.random.default_rng(2), CONFIG)
+    work.load(golden, 0)
+    deltas = np.zeros((work.entry["positions"], work.entry["channels"]), int)
+
+    def refused(mode: Mode) -> Status:
+        with pytest.raises(CommandError) as caught:
+            golden.run(0, mode)
+        return caught.value.status
+
+    assert refused(Mode.DENSE) is Status.NO_DELTAS
+    golden.write_deltas(0, deltas)
+    assert refused(Mode.TEMPORAL) is Status.NO_STATE
+    golden.run(0, Mode.DENSE)
+    assert refused(Mode.TEMPORAL) is Status.NO_DELTAS
+    golden.write_deltas(0, deltas)
+    golden.run(0, Mode.TEMPORAL)
+    golden.reset()
+    golden.write_deltas(0, deltas)
+    assert refused(Mode.TEMPORAL) is Status.NO_STATE
