@@ -34,7 +34,7 @@ def _sum(values: list[Value]) -> Value:
 class Column(wiring.Component):
     """Multiply the lanes' digits with one column's weights, and accumulate.
 
-    Takes digits every cycle. Products are registered, then their sum, then the accumulator: ``o``
+    Takes digits in any cycle. Products are registered, then their sum, then the accumulator: ``o``
     stands for the digits of three cycles ago.
 
     Parameters
@@ -50,10 +50,14 @@ class Column(wiring.Component):
         Shift of each lane's digit of the cycle before, in digits.
     weights : In(signed(weight_bits)) array
         Weight of each lane.
-    en : In(1)
-        Add the products of the digits of two cycles ago.
+    multiply : In(1)
+        Take ``digits``.
+    add : In(1)
+        Sum the products, the cycle after ``multiply``.
+    accumulate : In(1)
+        Take the sum, the cycle after ``add``.
     first : In(1)
-        Add them to ``start``, and not to ``o``.
+        Add the sum to ``start``, and not to ``o``.
     start : In(signed(accumulator_bits))
         What the accumulator was before the row.
     o : Out(signed(accumulator_bits))
@@ -63,7 +67,9 @@ class Column(wiring.Component):
     digits: list[Signal]
     shifts: list[Signal]
     weights: list[Signal]
-    en: Signal
+    multiply: Signal
+    add: Signal
+    accumulate: Signal
     first: Signal
     start: Signal
     o: Signal
@@ -75,7 +81,9 @@ class Column(wiring.Component):
                 "digits": In(signed(config.digit_bits)).array(config.lanes),
                 "shifts": In(config.shift_bits).array(config.lanes),
                 "weights": In(signed(config.weight_bits)).array(config.lanes),
-                "en": In(1),
+                "multiply": In(1),
+                "add": In(1),
+                "accumulate": In(1),
                 "first": In(1),
                 "start": In(signed(config.accumulator_bits)),
                 "o": Out(signed(config.accumulator_bits)),
@@ -89,18 +97,17 @@ class Column(wiring.Component):
         terms: list[Value] = []
         for lane in range(config.lanes):
             product = Signal(signed(config.digit_bits + config.weight_bits), name=f"product_{lane}")
-            term = Signal(
-                signed(config.weight_bits + config.digits * config.digit_bits), name=f"term_{lane}"
-            )
-            m.d.sync += product.eq(self.digits[lane] * self.weights[lane])
-            m.d.comb += term.eq(product)
+            with m.If(self.multiply):
+                m.d.sync += product.eq(self.digits[lane] * self.weights[lane])
+            term: Value = product
             for digits in range(1, config.digits):
-                with m.If(self.shifts[lane] == digits):
-                    m.d.comb += term.eq(product << digits * config.digit_bits)
+                shifted = product << digits * config.digit_bits
+                term = Mux(self.shifts[lane] == digits, shifted, term)
             terms.append(term)
         total = Signal(signed(config.accumulator_bits))
-        m.d.sync += total.eq(_sum(terms))
-        with m.If(self.en):
+        with m.If(self.add):
+            m.d.sync += total.eq(_sum(terms))
+        with m.If(self.accumulate):
             m.d.sync += self.o.eq(Mux(self.first, self.start, self.o) + total)
         return m
 
@@ -119,10 +126,12 @@ class Array(wiring.Component):
         What the lanes read in this cycle, see :func:`ditto.hdl.lanes.issue_of`.
     items : In(StructLayout) array
         The item that each lane read in the cycle before.
+    weight_en : Out(1)
+        Read the weight banks.
     weight_address : Out array
         Row of each weight bank.
     weights : In(ArrayLayout) array
-        The words at the ``weight_address`` of the cycle before.
+        The words that were read last.
     begin : In(1)
         Use the addresses that follow from now on.
     accumulator_base, bias_base : In
@@ -141,6 +150,7 @@ class Array(wiring.Component):
 
     issue: data.View
     items: list[data.View]
+    weight_en: Signal
     weight_address: list[Signal]
     weights: list[data.View]
     begin: Signal
@@ -165,6 +175,7 @@ class Array(wiring.Component):
             {
                 "issue": In(issue_of(config)),
                 "items": In(item_of(config)).array(config.lanes),
+                "weight_en": Out(1),
                 "weight_address": Out(range(config.weight_rows)).array(config.lanes),
                 "weights": In(weights).array(config.lanes),
                 "begin": In(1),
@@ -197,6 +208,7 @@ class Array(wiring.Component):
                 m.d.sync += stage.valid.eq(0)
             stages.append(stage)
 
+        m.d.comb += self.weight_en.eq(stages[1].valid)
         for lane in range(config.lanes):
             m.d.comb += self.weight_address[lane].eq(stages[1].rows[lane] + self.items[lane].row)
             digit = Signal(signed(config.digit_bits), name=f"digit_{lane}")
@@ -232,7 +244,9 @@ class Array(wiring.Component):
         for index, column in enumerate(columns):
             m.submodules[f"column_{index}"] = column
             m.d.comb += [
-                column.en.eq(stages[4].valid),
+                column.multiply.eq(stages[2].valid),
+                column.add.eq(stages[3].valid),
+                column.accumulate.eq(stages[4].valid),
                 column.first.eq(stages[4].first),
                 column.start.eq(self.read_data[index]),
                 self.write_data[index].eq(column.o),

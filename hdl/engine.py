@@ -154,6 +154,7 @@ class Engine(wiring.Component):
                 write.en.eq(self.weight_en & (self.weight_bank == lane)),
                 write.addr.eq(self.weight_address),
                 write.data.eq(self.weight_data),
+                read.en.eq(array.weight_en),
                 read.addr.eq(array.weight_address[lane]),
                 array.weights[lane].eq(read.data),
             ]

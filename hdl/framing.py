@@ -6,6 +6,8 @@ zero bytes, so that a zero byte always ends a frame and a receiver finds its pla
 error.
 """
 
+from typing import Any
+
 from amaranth import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
@@ -123,7 +125,8 @@ class Deframer(wiring.Component):
         """Build the deframer."""
         m = Module()
         m.submodules.decoder = decoder = CobsDecoder()
-        m.submodules.crc = crc = CRC32_ISO_HDLC(8).create()
+        crc: Any = CRC32_ISO_HDLC(8).create()  # unknown to amaranth-stubs
+        m.submodules.crc = crc
         m.submodules.store = store = Memory(shape=8, depth=self.frame_bytes, init=[])
         write, read = store.write_port(), store.read_port()
         connect(m, flipped(self.i), decoder.i)
@@ -194,7 +197,8 @@ class CrcAppender(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the appender."""
         m = Module()
-        m.submodules.crc = crc = CRC32_ISO_HDLC(8).create()
+        crc: Any = CRC32_ISO_HDLC(8).create()  # unknown to amaranth-stubs
+        m.submodules.crc = crc
         m.d.comb += crc.data.eq(self.i.p.data)
 
         with m.FSM():

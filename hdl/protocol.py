@@ -14,7 +14,7 @@ RESET    --                            forgets which layers hold accumulators, a
 WRITE    space, bank, address, count   stores the data, see :class:`Space`
 RUN      address, mode                 runs a layer-table entry; :class:`Counters` of the run
 READ     address, count, size          first ``size`` bytes of ``count`` accumulator words
-COUNTERS --                            :class:`Counters` of the last run
+COUNTERS --                            :class:`Counters` of the last run and the last tile
 ======== ============================= ==========================================================
 
 Inside a session, ``sequence`` grows by one with each command, modulo 2**16. A command that repeats
@@ -173,6 +173,8 @@ class LayerEntry(data.Struct):
 
 class Counters(NamedTuple):
     """Exact counts of one run and of the deltas that were encoded for it, 32 bits each.
+
+    Those of the deltas begin at zero with each tile, the others with each run.
 
     ``items + stall_row + lanes * stall_item == lanes * cycles``.
     """

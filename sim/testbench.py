@@ -1,17 +1,18 @@
 """Testbench parts for Amaranth's simulator: sources, sinks, pauses and the contract of streams."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import nullcontext, suppress
 from itertools import repeat
 from typing import Any
 
-from amaranth.hdl import Const, ResetInserter, Signal, Value
+from amaranth.hdl import Const, ResetInserter, ShapeCastable, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.sim import Simulator
 
-__all__ = ["Testbench", "contract", "get", "pauses", "put", "simulate"]
+__all__ = ["Testbench", "contract", "each", "get", "pauses", "put", "simulate"]
 
-Testbench = Callable[[Any], Awaitable[None]]
+Testbench = Callable[[Any], Coroutine[Any, Any, None]]
 """A coroutine function that takes a simulation context."""
 
 
@@ -51,20 +52,45 @@ async def put(
     gaps
         Cycles without ``valid`` before each payload, see :func:`pauses`.
     """
+    ticks = aiter(ctx.tick().sample(port.ready))
+    is_valid = False
     for payload, gap in zip(payloads, gaps or repeat(0), strict=False):
-        if gap:
-            await ctx.tick().repeat(gap)
+        if gap and is_valid:
+            ctx.set(port.valid, 0)
+            is_valid = False
+        for _ in range(gap):
+            await anext(ticks)
         ctx.set(port.payload, payload)
-        ctx.set(port.valid, 1)
-        await ctx.tick().until(port.ready)
+        if not is_valid:
+            ctx.set(port.valid, 1)
+            is_valid = True
+        while not (await anext(ticks))[-1]:
+            pass
+    if is_valid:
         ctx.set(port.valid, 0)
 
 
+async def each(
+    ctx: Any, port: stream.Interface, stalls: Iterator[int] | None = None
+) -> AsyncIterator[Any]:
+    """Take payloads for ever, one a cycle but for the stalls; see :func:`get`."""
+    raw = Value.cast(port.payload)
+    shape = port.payload.shape()
+    ticks = aiter(ctx.tick().sample(port.valid, raw))
+    for stall in stalls or repeat(0):
+        if stall:
+            ctx.set(port.ready, 0)
+        for _ in range(stall):
+            await anext(ticks)
+        ctx.set(port.ready, 1)
+        valid = payload = 0
+        while not valid:
+            *_, valid, payload = await anext(ticks)
+        yield shape.from_bits(payload) if isinstance(shape, ShapeCastable) else payload
+
+
 async def get(
-    ctx: Any,
-    port: stream.Interface,
-    count: int = 1,
-    stalls: Iterator[int] | None = None,
+    ctx: Any, port: stream.Interface, count: int = 1, stalls: Iterator[int] | None = None
 ) -> list[Any]:
     """Take payloads, one a cycle but for the stalls.
 
@@ -75,7 +101,7 @@ async def get(
     port
         Output stream of the device under test.
     count
-        How many payloads to take.
+        How many payloads to take, at least 1.
     stalls
         Cycles without ``ready`` before each payload, see :func:`pauses`.
 
@@ -85,13 +111,11 @@ async def get(
         The payloads: integers or, for a structure, its constants.
     """
     payloads = []
-    for _, stall in zip(range(count), stalls or repeat(0), strict=False):
-        if stall:
-            await ctx.tick().repeat(stall)
-        ctx.set(port.ready, 1)
-        (payload,) = await ctx.tick().sample(port.payload).until(port.valid)
-        ctx.set(port.ready, 0)
+    async for payload in each(ctx, port, stalls):
         payloads.append(payload)
+        if len(payloads) == count:
+            break
+    ctx.set(port.ready, 0)
     return payloads
 
 
@@ -117,7 +141,7 @@ def contract(port: stream.Interface, name: str, *, reset: Signal | None = None) 
         withdrawal = Const(0) if reset is None else reset
         samples = ctx.tick().sample(port.valid, port.ready, payload, withdrawal)
         async for _, _, valid, ready, offer, is_reset in samples:
-            if held is not None:
+            if held is not None and not is_reset:
                 assert valid, f"{name}, cycle {cycle}: payload {held:#x} withdrawn while stalled"
                 assert offer == held, (
                     f"{name}, cycle {cycle}: payload changed from {held:#x} to {offer:#x} "
@@ -159,6 +183,14 @@ def simulate(
     AssertionError
         If a testbench raises it, a stream breaks its contract, or ``cycles`` are not enough.
     """
+    started: list[Coroutine[Any, Any, None]] = []
+
+    def start(testbench: Testbench) -> Testbench:
+        async def run(ctx: Any) -> None:
+            started.append(testbench(ctx))
+            await started[-1]
+
+        return run
 
     async def deadline(ctx: Any) -> None:
         await ctx.tick().repeat(cycles)
@@ -166,18 +198,20 @@ def simulate(
 
     sim = Simulator(dut if reset is None else ResetInserter({"sync": reset})(dut))
     sim.add_clock(1e-8)
-    sim.add_testbench(deadline, background=True)
-    for name, port in _streams(dut):
-        sim.add_testbench(contract(port, name, reset=reset), background=True)
-    for testbench in background:
-        sim.add_testbench(testbench, background=True)
+    watchers = [contract(port, name, reset=reset) for name, port in _streams(dut)]
+    for testbench in (deadline, *watchers, *background):
+        sim.add_testbench(start(testbench), background=True)
     for testbench in testbenches:
-        sim.add_testbench(testbench)
-    if vcd is None:
-        sim.run()
-    else:
-        with sim.write_vcd(vcd):
+        sim.add_testbench(start(testbench))
+    try:
+        with nullcontext() if vcd is None else sim.write_vcd(vcd):
             sim.run()
+    finally:
+        # Amaranth 0.5 cannot abandon a process within repeat() or until(): left to the garbage
+        # collector, it complains of a running generator there, where nobody can catch it.
+        for coroutine in started:
+            with suppress(RuntimeError):
+                coroutine.close()
 
 
 def _streams(interface: Any, prefix: str = "") -> Iterator[tuple[str, stream.Interface]]:

@@ -118,8 +118,8 @@ def random_deltas(
     entry
         Gives the shape.
     kind
-        ``full``: uniform over the range; ``extreme``: only its ends and the ends of a digit's range;
-        ``temporal``: mostly zero or narrow; ``sparse``: few; ``zero``: none that is not zero.
+        ``full``: uniform over the range; ``extreme``: only its ends and those of a digit's range;
+        ``temporal``: mostly zero or narrow; ``sparse``: few that are not zero; ``zero``: none.
     """
     shape = (entry["positions"], entry["channels"])
     top = config.max_delta

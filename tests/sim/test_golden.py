@@ -93,7 +93,7 @@ def test_a_dense_run_restarts_from_the_bias() -> None:
 
 
 def test_a_row_takes_as_long_as_its_busiest_lane() -> None:
-    # One linear row of three lanes with 2, 1 and 0 items: two cycles of work, three lane cycles lost.
+    # One linear row, three lanes with 2, 1 and 0 items: two cycles of work, three lane cycles lost.
     golden = Golden(CONFIG)
     entry = dict.fromkeys(
         ("in_height", "in_width", "positions", "out_height", "out_width", "kernel_height",

@@ -1,0 +1,441 @@
+"""The ``ditto`` command."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditto.hdl.config import Config, ConfigError, demo
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ditto.host.executor import LayerRun
+    from ditto.host.session import OnStep
+
+# Modules that take long to import are imported where they are used: `ditto -h` shall be quick.
+
+__all__ = ["main"]
+
+_FAILED, _USAGE, _BUILD, _TOOL, _INTERRUPTED = 1, 2, 3, 4, 130
+
+
+_KNOWN = (
+    ("ditto.hdl.protocol", "CommandError", _FAILED),
+    ("ditto.host.boards", "BoardError", _USAGE),
+    ("ditto.host.device", "DeviceError", _FAILED),
+    ("ditto.host.executor", "MismatchError", _FAILED),
+    ("ditto.host.model", "ModelError", _FAILED),
+    ("ditto.host.output", "OutputError", _FAILED),
+    ("ditto.host.program", "PlacementError", _FAILED),
+    ("ditto.host.transport", "LinkError", _FAILED),
+    ("ditto.fpga.generate", "GenerateError", _FAILED),
+    ("ditto.sim.verilate", "MissingToolError", _TOOL),
+    ("ditto.sim.verilate", "BuildError", _BUILD),
+    ("amaranth.back.verilog", "YosysError", _BUILD),
+)
+"""Errors with a clear message: module, name and exit status; the first that fits counts."""
+
+
+class UsageError(Exception):
+    """Options that make no sense together."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments
+        The words after the program's name; those of the process if absent.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 for a device or an input, 2 for wrong usage, 3 for a failed build,
+        4 for a missing tool, 130 for ^C.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ditto").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        if options.debug:
+            raise
+        print("ditto: interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone. Python flushes once more at exit: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except Exception as error:
+        status = _status(error)
+        if status is None or options.debug:
+            raise
+        print(f"ditto: {error}", file=sys.stderr)
+        return status
+
+
+def _status(error: Exception) -> int | None:
+    """Return the exit status for an error; None if it is a bug."""
+    if isinstance(error, (UsageError, ConfigError)):
+        return _USAGE
+    for module, name, status in _KNOWN:
+        # An error's module has been imported; the others need not be.
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(error, kind):
+            return status
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ditto", description="Diffusion inference by temporal differences, in hardware."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-q", "--quiet", action="store_true", help="print results only")
+    common.add_argument("--debug", action="store_true", help="show where an error comes from")
+    for add in (_add_denoise, _add_generate, _add_identify):
+        add(verbs, common)
+    return parser
+
+
+def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "denoise",
+        parents=[common],
+        help="draw images with a diffusion model, on a device",
+        description="Draw images with a diffusion model whose linear layers run on a device, and "
+        "compare the cycles with those of dense mode. The model is an int8 QDQ ONNX file with the "
+        "inputs sample, timestep and perhaps label.",
+    )
+    parser.set_defaults(run=_denoise)
+    add = parser.add_argument
+    add("model", nargs="?", type=Path, metavar="MODEL", help="int8 model (default: the demo model)")
+    add("-o", "--output", type=Path, required=True, metavar="PNG", help="image to write")
+    _add_board(parser)
+    add("--steps", type=_positive, default=50, metavar="N", help="denoising steps (default: 50)")
+    add("--samples", type=_positive, default=16, metavar="N", help="images (default: 16)")
+    add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    add(
+        "--eta",
+        type=_fraction,
+        default=0.0,
+        metavar="X",
+        help="fresh noise in each step: 0 is DDIM, 1 is DDPM (default: 0)",
+    )
+    add(
+        "--mode",
+        choices=("temporal", "dense"),
+        default="temporal",
+        help="what a step starts from: the step before, or zero (default: temporal)",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="compare every layer of every step with the golden model",
+    )
+    add(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="boards to use at once (default: 2, or fewer on one core)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write all counts to a file")
+    _add_config(parser)
+
+
+def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "generate",
+        parents=[common],
+        help="write the Verilog of a device",
+        description="Write the Verilog of a device for any board, and a JSON manifest beside it: "
+        "parameters, ports, memory map, versions, hash.",
+    )
+    parser.set_defaults(run=_generate)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="Verilog file to write"
+    )
+    _add_config(parser)
+
+
+def _add_identify(verbs: Any, common: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "identify",
+        parents=[common],
+        help="show what device is on a board",
+        description="Open a device and show its parameters and memories.",
+    )
+    parser.set_defaults(run=_identify)
+    _add_board(parser)
+    _add_config(parser)
+
+
+def _add_board(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--board",
+        default="sim",
+        metavar="NAME",
+        help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
+        "golden model in its place, without a compiler",
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every parameter of a configuration."""
+    group = parser.add_argument_group(
+        "device", "Parameters of the device. The defaults are those of the demo."
+    )
+    described = _descriptions()
+    for parameter in fields(Config):
+        group.add_argument(
+            f"--{parameter.name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"{described.get(parameter.name, '')} (default: {getattr(demo, parameter.name)})",
+        )
+
+
+def _descriptions() -> dict[str, str]:
+    """Return what the docstring of Config says about each parameter: its first sentence."""
+    text = textwrap.dedent("    " + (Config.__doc__ or ""))
+    found = re.findall(r"^(\w+)\n((?:    .*\n)+)", text, re.MULTILINE)
+    result = {}
+    for name, body in found:
+        sentence = re.split(r"\.\s|\.$", " ".join(body.split()))[0]
+        result[name] = sentence.replace("`", "").replace("%", "%%")
+    return result
+
+
+def _config(options: argparse.Namespace) -> Config:
+    """Return the configuration that the options describe."""
+    given = {p.name: getattr(options, p.name) for p in fields(Config)}
+    return replace(demo, **{name: value for name, value in given.items() if value is not None})
+
+
+def _number(
+    kind: Callable[[str], Any], allowed: Callable[[Any], bool], what: str
+) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return parse
+
+
+_positive = _number(int, lambda n: n >= 1, "a number of at least 1")
+_natural = _number(int, lambda n: n >= 0, "a number of at least 0")
+_fraction = _number(float, lambda x: 0 <= x <= 1, "a number in 0..1")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from ditto.fpga.generate import write
+
+    verilog, manifest = write(config, options.output)
+    print(f"wrote {verilog} and {manifest}")
+    return 0
+
+
+def _identify(options: argparse.Namespace) -> int:
+    from ditto.hdl.protocol import VERSION
+    from ditto.host.boards import open_device
+
+    device = open_device(options.board, _config(options))
+    config = device.config
+    close = getattr(device, "close", None)
+    if close is not None:
+        close()
+    print(f"Ditto on board {options.board}, protocol version {VERSION}")
+    print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
+    for name, value in asdict(config).items():
+        print(f"  {name:18}{value:8}")
+    print("memories")
+    for memory in config.memories:
+        size = f"{memory.count} x {memory.depth} x {memory.width} bits"
+        print(f"  {memory.name:18}{size:>24}{memory.bits / 8192:10.1f} KiB")
+    return 0
+
+
+def _denoise(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from contextlib import ExitStack
+
+    import numpy as np
+    from rich.console import Console
+
+    from ditto.hdl.protocol import Mode
+    from ditto.host import png
+    from ditto.host.boards import BOARDS, BoardError, open_device
+    from ditto.host.model import Model, ModelError
+    from ditto.host.output import OutputFile
+    from ditto.host.program import Program
+    from ditto.host.report import report
+    from ditto.host.samplers import DDIM, Schedule, inputs_of
+    from ditto.host.session import draw
+
+    if options.board not in BOARDS:
+        raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
+    if options.json and options.json.absolute() == options.output.absolute():
+        raise UsageError("the image and the JSON file cannot be the same file")
+    path = options.model or Path(str(files("ditto.host").joinpath("models/digits16.int8.onnx")))
+    model = Model.load(path)
+    shape, _ = inputs_of(model)
+    if shape[1] != 1:
+        raise ModelError(
+            f"{path} makes images of {shape[1]} channels; only grayscale can be written"
+        )
+    schedule = Schedule.from_metadata(model.metadata)
+    if options.steps > schedule.train_steps:
+        raise UsageError(
+            f"--steps {options.steps} is more than the {schedule.train_steps} steps that the "
+            "model was trained with"
+        )
+    sampler = DDIM(schedule, steps=options.steps, eta=options.eta)
+    program = Program(model.layers, model.shapes(), config)
+    jobs = options.jobs or min(2, os.cpu_count() or 1)
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120, highlight=False)
+    with ExitStack() as stack:
+        output = stack.enter_context(OutputFile(options.output))
+        counts = stack.enter_context(OutputFile(options.json)) if options.json else None
+        on_step = _progress(stack, console, options.samples, options.steps, options.quiet)
+        drawing = draw(
+            model,
+            program,
+            lambda: open_device(options.board, config),
+            sampler,
+            samples=options.samples,
+            seed=options.seed,
+            mode=Mode[options.mode.upper()],
+            check=options.check,
+            jobs=jobs,
+            on_step=on_step,
+        )
+        facts = report(
+            drawing,
+            program,
+            sampler.timesteps,
+            model=str(path),
+            board=options.board,
+            mode=options.mode,
+            samples=options.samples,
+            seed=options.seed,
+            eta=options.eta,
+            checked=options.check,
+        )
+        pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
+        picture = png.encode(png.grid(pixels))
+        if counts is not None:
+            counts.write(json.dumps(facts, indent=1).encode() + b"\n")
+        output.write(picture)
+    _table(console, facts)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: bool) -> "OnStep":
+    """Return what is called after each step: a progress bar, or a line for each sample."""
+    from ditto.host.report import Total, shares
+
+    def text(total: Total) -> str:
+        zero, narrow, wide = (100 * share for share in shares(total.counters))
+        return (
+            f"zero {zero:4.1f} %  narrow {narrow:4.1f} %  wide {wide:4.1f} %  "
+            f"{total.counters.cycles:,} cycles"
+        )
+
+    if console.is_terminal and not quiet:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        bar = stack.enter_context(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                Remaining(compact=True),
+                TextColumn("{task.fields[step]}"),
+                console=console,
+            )
+        )
+        task = bar.add_task("denoising", total=samples * steps, step="")
+
+        def advance(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
+            bar.update(task, advance=1, step=f"t={timestep:3}  {text(Total.of(runs))}")
+
+        return advance
+
+    held: dict[int, list[LayerRun]] = {}
+
+    def line(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
+        held.setdefault(sample, []).extend(runs)
+        if step + 1 == steps:
+            total = text(Total.of(held.pop(sample)))
+            if not quiet:
+                print(f"sample {sample}: {steps} steps  {total}", flush=True)
+
+    return line
+
+
+def _table(console: "Console", facts: dict[str, Any]) -> None:
+    """Print what each layer took, and the totals."""
+    from rich import box
+    from rich.table import Table
+
+    def row(numbers: dict[str, Any]) -> list[str]:
+        return [
+            *(f"{100 * numbers[name]:.1f}" for name in ("zero", "narrow", "wide")),
+            f"{numbers['cycles_per_step']:,.0f}",
+            f"{numbers['dense_cycles_per_step']:,.0f}",
+            f"{numbers['ratio']:.2f}",
+            f"{100 * numbers['utilization']:.1f}",
+        ]
+
+    table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
+    heads = ["layer", "kind", "sizes", "zero %", "narrow %", "wide %"]
+    heads += [f"cycles\n{facts['mode']}", "cycles\ndense", "ratio", "used %"]
+    totals = ["all layers", "", "", *row(facts["total"])]
+    for head, total in zip(heads, totals, strict=True):
+        left = head in ("layer", "kind", "sizes")
+        table.add_column(head, total, justify="left" if left else "right", no_wrap=head != "layer")
+    for layer in facts["layers"]:
+        table.add_row(layer["name"], layer["kind"], layer["sizes"], *row(layer))
+    console.print(table)
+    print(
+        "cycles are those of a step; used: multipliers at work on nonzero digits, for real channels"
+    )
+    count, seconds = facts["samples"] * len(facts["steps"]), facts["seconds"]
+    print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
+    print(f" ({seconds / count:.3f} s per step)")
+    if facts["checked"]:
+        print("every accumulator and every counter equals the golden model's")
+    if facts["clock_cycles"]:
+        print(
+            f"{facts['clock_cycles']:,} clock cycles simulated, {facts['clock_hertz']:,} per "
+            f"second; {100 * facts['link_share']:.1f} % of them for the link"
+        )
+    if facts["resent_commands"]:
+        print(f"{facts['resent_commands']} commands were sent again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

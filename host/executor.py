@@ -1,0 +1,229 @@
+"""Runs the layers of a model on a device: quantizes, takes differences, checks, counts."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditto.hdl.protocol import Counters, Mode
+from ditto.host.device import Accelerator
+from ditto.host.model import Model, ModelError
+from ditto.host.program import Band, Placement, Program
+from ditto.sim.golden import Golden
+
+__all__ = ["Executor", "LayerRun", "MismatchError", "Stopped"]
+
+
+class MismatchError(Exception):
+    """A device that computes or counts something else than the golden model.
+
+    Parameters
+    ----------
+    step
+        Step of the sample.
+    layer
+        Name of the layer.
+    element
+        What differs: an index of the layer's output, or the name of a counter.
+    got, want
+        The device's value and the golden model's.
+    """
+
+    def __init__(self, step: int, layer: str, element: str, got: int, want: int) -> None:
+        self.step, self.layer, self.element = step, layer, element
+        self.got, self.want = got, want
+        super().__init__(
+            f"step {step}, layer {layer}, {element}: got {got} from the device, "
+            f"want {want} (golden model)"
+        )
+
+
+class Stopped(Exception):
+    """The run was told to stop."""
+
+
+class LayerRun(NamedTuple):
+    """What one layer took in one step."""
+
+    step: int
+    #: Index of the layer in the model.
+    layer: int
+    mode: Mode
+    #: Sum over the bands of the layer.
+    counters: Counters
+    #: Cycles that the same activations would have taken in dense mode.
+    dense_cycles: int
+    #: Products of a nonzero digit with a weight of a real output channel.
+    products: int
+
+
+class Executor:
+    """Evaluates a model with its layers on a device.
+
+    Parameters
+    ----------
+    model
+        The model.
+    program
+        Its layers, placed on the device.
+    device
+        The device. The program is loaded into it.
+    mode
+        What the steps of a sample after the first start from.
+    check
+        Run the golden model beside the device, and compare all accumulators and all counters but
+        ``stall_link``.
+    stop
+        Tells the executor to raise :class:`Stopped` at the next layer.
+
+    Attributes
+    ----------
+    runs : list of LayerRun
+        Everything that ran, in order, until the caller clears it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        program: Program,
+        device: Accelerator,
+        *,
+        mode: Mode = Mode.TEMPORAL,
+        check: bool = False,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.model = model
+        self.program = program
+        self.device = device
+        self.mode = mode
+        self.runs: list[LayerRun] = []
+        self._stop = stop or threading.Event()
+        self._model_device = Golden(program.config)
+        self._golden = Golden(program.config) if check else None
+        self._references: list[NDArray[np.int64] | None] = []
+        self._step = -1
+        program.load(device)
+        if self._golden is not None:
+            program.load(self._golden)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a new sample: its first step is dense."""
+        self.device.reset()
+        if self._golden is not None:
+            self._golden.reset()
+        self._references = [None] * len(self.program.layers)
+        self._step = -1
+
+    def step(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Evaluate the model for the next step of the sample.
+
+        Returns
+        -------
+        list of arrays
+            The outputs of the model.
+
+        Raises
+        ------
+        MismatchError
+            If the device differs from the golden model, and ``check`` is on.
+        Stopped
+            If the run was told to stop.
+        """
+        self._step += 1
+        return self.model.run(inputs, self.evaluate)
+
+    def evaluate(self, index: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Evaluate a layer on its float input."""
+        if self._stop.is_set():
+            raise Stopped
+        placement = self.program.layers[index]
+        layer = placement.layer
+        if x.shape != placement.shape:
+            raise ModelError(
+                f"layer {layer.name} was placed for inputs of shape {placement.shape}, "
+                f"and now gets {x.shape}"
+            )
+        q = layer.quantize(x)
+        reference = self._references[index]
+        dense = q - layer.zero_point
+        if reference is None or self.mode is Mode.DENSE:
+            mode, deltas = Mode.DENSE, dense
+        else:
+            mode, deltas = Mode.TEMPORAL, q - reference
+        self._references[index] = q
+
+        height, width = layer.output_image(layer.image(x.shape))
+        accumulators = np.empty((height * width, layer.outputs), np.int64)
+        counters = Counters()
+        dense_cycles = products = 0
+        for band in placement.bands:
+            accumulators[band.outputs], counts = self._run(placement, band, mode, deltas)
+            counters += counts
+            products += counts.items // placement.tiles * layer.outputs
+            if mode is Mode.DENSE:
+                dense_cycles += counts.cycles
+            else:
+                dense_cycles += self._model_device.count(band.entry, dense[band.inputs]).cycles
+        self.runs.append(LayerRun(self._step, index, mode, counters, dense_cycles, products))
+        return layer.dequantize(accumulators, x.shape)
+
+    def _run(
+        self, placement: Placement, band: Band, mode: Mode, deltas: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], Counters]:
+        """Run a band, and check it; return its accumulators and counters."""
+        tile = deltas[band.inputs]
+        self.device.write_deltas(band.number, tile)
+        counters = self.device.run(band.number, mode)
+        got = self._read(self.device, placement, band)
+        if self._golden is not None:
+            self._golden.write_deltas(band.number, tile)
+            expected = self._golden.run(band.number, mode)
+            want = self._read(self._golden, placement, band)
+            self._compare(placement, band, got, want)
+            for name, a, b in zip(Counters._fields, counters, expected, strict=True):
+                if a != b and name != "stall_link":
+                    where = f"counter {name} of layer-table entry {band.number}"
+                    raise MismatchError(self._step, placement.layer.name, where, a, b)
+        return got, counters
+
+    def _read(self, device: Accelerator, placement: Placement, band: Band) -> NDArray[np.int64]:
+        """Read the accumulators of a band: (output positions, output channels)."""
+        columns = self.program.config.columns
+        base = band.entry["accumulator_base"]
+        positions = band.outputs.stop - band.outputs.start
+        # Full tiles in one go, the last one without its idle columns.
+        full, rest = divmod(placement.layer.outputs, columns)
+        parts = []
+        if full:
+            words = device.read_accumulators(base, full * positions)
+            tiles = words.reshape(full, positions, columns).transpose(1, 0, 2)
+            parts.append(tiles.reshape(positions, -1))
+        if rest:
+            parts.append(device.read_accumulators(base + full * positions, positions, rest))
+        return np.concatenate(parts, axis=1)
+
+    def _compare(
+        self, placement: Placement, band: Band, got: NDArray[np.int64], want: NDArray[np.int64]
+    ) -> None:
+        """Raise on the first accumulator that differs."""
+        different = np.argwhere(got != want)
+        if not len(different):
+            return
+        position, channel = (int(i) for i in different[0])
+        layer = placement.layer
+        at = band.outputs.start + position
+        if layer.kind == "conv":
+            width = layer.output_image(layer.image(placement.shape))[1]
+            element = f"channel {channel}, row {at // width}, column {at % width}"
+        else:
+            element = f"token {at}, channel {channel}"
+        raise MismatchError(
+            self._step,
+            layer.name,
+            f"accumulator of {element}",
+            int(got[position, channel]),
+            int(want[position, channel]),
+        )

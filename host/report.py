@@ -1,0 +1,126 @@
+"""What a run took: layer by layer, step by step, in all."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import Counters
+from ditto.host.executor import LayerRun
+from ditto.host.program import Placement, Program
+from ditto.host.session import Drawing
+
+__all__ = ["Total", "describe", "report", "shares"]
+
+
+@dataclass
+class Total:
+    """Sum over some layer runs."""
+
+    runs: int = 0
+    counters: Counters = Counters()
+    dense_cycles: int = 0
+    products: int = 0
+
+    @classmethod
+    def of(cls, runs: Iterable[LayerRun]) -> "Total":
+        """Add up runs."""
+        total = cls()
+        for run in runs:
+            total.runs += 1
+            total.counters += run.counters
+            total.dense_cycles += run.dense_cycles
+            total.products += run.products
+        return total
+
+    @property
+    def ratio(self) -> float:
+        """How many times the cycles a run in dense mode takes."""
+        return self.dense_cycles / max(self.counters.cycles, 1)
+
+    def utilization(self, config: Config) -> float:
+        """Share of multiplier cycles that multiply a nonzero digit for a real output channel."""
+        return self.products / max(config.multipliers * self.counters.cycles, 1)
+
+
+def shares(counters: Counters) -> tuple[float, float, float]:
+    """Return the shares of zero, narrow and wide deltas."""
+    total = max(counters.zero + counters.narrow + counters.wide, 1)
+    return counters.zero / total, counters.narrow / total, counters.wide / total
+
+
+def describe(placement: Placement) -> tuple[str, str]:
+    """Return a layer's kind, such as ``conv 3x3/2``, and its sizes."""
+    layer = placement.layer
+    height, width = layer.image(placement.shape)
+    if layer.kind == "linear":
+        return "linear", f"{height * width} x {layer.channels} -> {layer.outputs}"
+    kind = f"conv {layer.kernel[0]}x{layer.kernel[1]}"
+    if layer.stride != (1, 1):
+        kind += f"/{layer.stride[0]}"
+    return kind, f"{height}x{width} x {layer.channels} -> {layer.outputs}"
+
+
+def report(
+    drawing: Drawing, program: Program, timesteps: Sequence[int], **facts: Any
+) -> dict[str, Any]:
+    """Make the report of a run, which can be written as JSON.
+
+    Parameters
+    ----------
+    drawing
+        The run.
+    program
+        The program that ran.
+    timesteps
+        Timesteps of the sampler.
+    facts
+        More entries.
+    """
+    runs = [run for sample in drawing.runs for run in sample]
+    config = program.config
+    total = Total.of(runs)
+    steps = len(timesteps) * len(drawing.runs)
+    layers = []
+    for index, placement in enumerate(program.layers):
+        kind, sizes = describe(placement)
+        part = Total.of(run for run in runs if run.layer == index)
+        entry = {"name": placement.layer.name, "kind": kind, "sizes": sizes}
+        layers.append(entry | {"bands": len(placement.bands)} | _numbers(part, steps, config))
+    by_step = [
+        {"step": step, "timestep": timestep}
+        | _numbers(Total.of(run for run in runs if run.step == step), len(drawing.runs), config)
+        for step, timestep in enumerate(timesteps)
+    ]
+    clock = drawing.clock_cycles
+    return facts | {
+        "configuration": asdict(config),
+        "memory": {
+            "weight_rows": program.weight_rows,
+            "accumulator_rows": program.accumulator_rows,
+            "layers": program.entries,
+        },
+        "seconds": round(drawing.seconds, 3),
+        "clock_cycles": clock,
+        "clock_hertz": None if clock is None else round(clock / max(drawing.seconds, 1e-9)),
+        "link_share": None if clock is None else 1 - total.counters.cycles / clock,
+        "resent_commands": drawing.resent,
+        "total": _numbers(total, steps, config),
+        "layers": layers,
+        "steps": by_step,
+    }
+
+
+def _numbers(total: Total, steps: int, config: Config) -> dict[str, Any]:
+    zero, narrow, wide = shares(total.counters)
+    return {
+        "counters": total.counters._asdict(),
+        "dense_cycles": total.dense_cycles,
+        "cycles_per_step": total.counters.cycles / steps,
+        "dense_cycles_per_step": total.dense_cycles / steps,
+        "ratio": total.ratio,
+        "zero": zero,
+        "narrow": narrow,
+        "wide": wide,
+        "utilization": total.utilization(config),
+    }

@@ -1,0 +1,173 @@
+"""Draws samples on one or more devices at once."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditto.hdl.protocol import Mode
+from ditto.host.device import Accelerator
+from ditto.host.executor import Executor, LayerRun, Stopped
+from ditto.host.model import Model
+from ditto.host.program import Program
+from ditto.host.samplers import DDIM, denoise, inputs_of
+
+__all__ = ["Drawing", "OnStep", "draw"]
+
+OnStep = Callable[[int, int, int, Sequence[LayerRun]], None]
+"""Called after each step with sample, step, timestep, and what the layers took in it."""
+
+
+@dataclass
+class Drawing:
+    """Samples, and what it took to draw them.
+
+    Parameters
+    ----------
+    images
+        Of shape (samples, channels, height, width), -1..1.
+    runs
+        For each sample, what its layers took in each step.
+    seconds
+        Wall time.
+    clock_cycles
+        Clock cycles of all devices in this time, if they tell.
+    resent
+        Commands that had to be sent more than once.
+    """
+
+    images: NDArray[np.float32]
+    runs: list[list[LayerRun]] = field(default_factory=list)
+    seconds: float = 0.0
+    clock_cycles: int | None = None
+    resent: int = 0
+
+
+def draw(
+    model: Model,
+    program: Program,
+    open_device: Callable[[], Accelerator],
+    sampler: DDIM,
+    *,
+    samples: int,
+    seed: int = 0,
+    mode: Mode = Mode.TEMPORAL,
+    check: bool = False,
+    jobs: int = 1,
+    on_step: OnStep | None = None,
+) -> Drawing:
+    """Draw samples one after another on each of ``jobs`` devices.
+
+    Sample ``i`` gets the label ``i % classes`` if the model takes one. The result does not depend
+    on ``jobs``.
+
+    Parameters
+    ----------
+    model, program
+        The model, and its layers placed on the device.
+    open_device
+        Opens a device.
+    sampler
+        The sampler.
+    samples
+        Number of samples.
+    seed
+        Seed of the noise.
+    mode
+        What the steps of a sample after the first start from.
+    check
+        Compare every layer of every step with the golden model.
+    jobs
+        Number of devices.
+    on_step
+        Called after each step, by one thread at a time.
+
+    Raises
+    ------
+    MismatchError
+        If a device differs from the golden model, and ``check`` is on.
+    """
+    shape, make_inputs = inputs_of(model)
+    classes = max(sampler.schedule.classes, 1)
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for sample in range(samples):
+        todo.put(sample)
+    stop = threading.Event()
+    lock = threading.Lock()
+    result = Drawing(np.empty((samples, *shape[1:]), np.float32), [[] for _ in range(samples)])
+
+    def work(device: Accelerator) -> None:
+        own = model.clone()
+        executor = Executor(own, program, device, mode=mode, check=check, stop=stop)
+        while True:
+            try:
+                sample = todo.get_nowait()
+            except queue.Empty:
+                return
+            executor.begin()
+
+            def predict(
+                x: NDArray[np.float32], timestep: int, label: int = sample % classes
+            ) -> NDArray[np.float32]:
+                return executor.step(make_inputs(x, timestep, label))[0]
+
+            def after(
+                step: int, timestep: int, state: dict[str, Any], sample: int = sample
+            ) -> None:
+                runs, executor.runs = executor.runs, []
+                result.runs[sample] += runs
+                if on_step is not None:
+                    with lock:
+                        on_step(sample, step, timestep, runs)
+
+            result.images[sample] = denoise(
+                predict, sampler, shape, seed=seed, sample=sample, callback_on_step_end=after
+            )[0]
+
+    with ExitStack() as stack:
+        devices: list[Accelerator] = []
+        for _ in range(min(jobs, samples)):
+            devices.append(open_device())
+            close = getattr(devices[-1], "close", None)
+            if close is not None:
+                stack.callback(close)
+        clocks = [_clock(device) for device in devices]
+        begun = time.monotonic()
+        with ThreadPoolExecutor(len(devices)) as pool:
+            workers = [pool.submit(work, device) for device in devices]
+            try:
+                _wait(workers)
+            except BaseException:
+                # Ends workers at the next layer, and those that wait for a silent device.
+                stop.set()
+                stack.close()
+                raise
+        result.seconds = time.monotonic() - begun
+        passed = [_clock(device) - then for device, then in zip(devices, clocks, strict=True)]
+        result.clock_cycles = sum(passed) or None
+        result.resent = sum(getattr(device, "resent", 0) for device in devices)
+    return result
+
+
+def _wait(workers: Sequence[Future[None]]) -> None:
+    """Wait until all workers are done or one has failed, and raise what it failed with."""
+    pending = set(workers)
+    while pending:
+        # Short waits, so that ^C gets through on every platform.
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        for worker in done:
+            error = worker.exception()
+            if error is not None and not isinstance(error, Stopped):
+                raise error
+
+
+def _clock(device: Accelerator) -> int:
+    """Return the clock cycles of a simulated device so far; 0 for others."""
+    return int(getattr(getattr(device, "transport", None), "cycles", 0))

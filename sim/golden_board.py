@@ -1,0 +1,254 @@
+"""The golden model behind a link: the command machine as a Python object.
+
+This is the specification of the gateware's command machine: what it answers to every command, and
+when it carries one out.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import (
+    ESCAPE,
+    CommandError,
+    CommandHeader,
+    Counters,
+    LayerEntry,
+    Mode,
+    Opcode,
+    Space,
+    Status,
+    identity,
+    size,
+    unpack,
+)
+from ditto.host.device import pack_words, unpack_words, word_bytes
+from ditto.host.framing import Decoder, encode
+from ditto.host.transport import LinkError
+from ditto.sim.golden import Golden, classify
+
+__all__ = ["GoldenBoard"]
+
+_SIZES = (
+    "positions channels channel_rows out_height out_width kernel_height kernel_width tiles"
+).split()
+
+
+class GoldenBoard:
+    """A transport with a :class:`~ditto.sim.golden.Golden` device at its other end.
+
+    Parameters
+    ----------
+    config
+        The device.
+
+    Attributes
+    ----------
+    golden : Golden
+        The device.
+    bodies : list of bytes
+        The bodies of all frames that came.
+    executed : list of Opcode
+        The commands that were carried out.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.golden = Golden(config)
+        self.bodies: list[bytes] = []
+        self.executed: list[Opcode] = []
+        self._entries: dict[int, dict[str, int]] = {}
+        self._out = bytearray()
+        self._is_open = True
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Reset the device as a whole: session, link and state. Memories keep their contents."""
+        self._decoder = Decoder(max_frame=self.config.frame_bytes)
+        self._session = False
+        self._sequence = 0
+        self._answer = b""
+        self._counters = Counters()
+        self._out.clear()
+        self._empty()
+        self._reset()
+
+    def write(self, data: bytes) -> None:
+        """Take bytes of the link, and answer the commands that end in them."""
+        self._check_open()
+        for body in self._decoder.feed(data):
+            self.bodies.append(body)
+            if len(body) >= size(CommandHeader):
+                self._out += encode(self._take(body))
+
+    def read(self, size: int, timeout: float) -> bytes:
+        """Return up to ``size`` bytes; none if there are none in ``timeout`` seconds."""
+        self._check_open()
+        if not self._out:
+            time.sleep(timeout)  # nothing comes of itself
+        data = bytes(self._out[:size])
+        del self._out[:size]
+        return data
+
+    def close(self) -> None:
+        """Give up the link."""
+        self._is_open = False
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise LinkError("the golden board is closed")
+
+    def _take(self, body: bytes) -> bytes:
+        """Return the response to a command."""
+        header = unpack(CommandHeader, body[: size(CommandHeader)])
+        sequence = header["sequence"]
+        if header["op"] == Opcode.IDENTIFY.value:
+            self._session = True
+        elif not self._session:
+            return self._response(header, Status.NO_SESSION)
+        elif sequence == self._sequence:
+            return self._answer
+        elif sequence != (self._sequence + 1) % (1 << 16):
+            return self._response(header, Status.BAD_SEQUENCE)
+        try:
+            data = self._execute(header, body[size(CommandHeader) :])
+            self._answer = self._response(header, Status.OK) + data
+        except CommandError as error:
+            self._answer = self._response(header, error.status)
+        self._sequence = sequence
+        return self._answer
+
+    @staticmethod
+    def _response(header: dict[str, int], status: Status) -> bytes:
+        op = header["op"] | status.value << 8
+        return header["sequence"].to_bytes(2, "little") + op.to_bytes(2, "little")
+
+    def _execute(self, header: dict[str, int], data: bytes) -> bytes:
+        config = self.config
+        op = _known(Opcode, header["op"])
+        address, count = header["address"], header["count"]
+        result = b""
+        if op is Opcode.IDENTIFY:
+            result = identity(config.digest, config.pack())
+        elif op is Opcode.RESET:
+            self._reset()
+        elif op is Opcode.WRITE:
+            self._write(_known(Space, header["space"]), header["bank"], address, count, data)
+        elif op is Opcode.RUN:
+            self._run(address, _known(Mode, header["mode"]))
+            result = self._pack_counters()
+        elif op is Opcode.READ:
+            bits = config.accumulator_bits
+            if not count or not 0 < header["size"] <= word_bytes(config.columns, bits):
+                raise CommandError(Status.BAD_ADDRESS)
+            words = self.golden.read_accumulators(address, count)
+            raw = np.frombuffer(pack_words(words, bits), np.uint8)
+            result = raw.reshape(len(words), -1)[:, : header["size"]].tobytes()
+        else:
+            result = self._pack_counters()
+        self.executed.append(op)
+        return result
+
+    def _write(self, space: Space, bank: int, address: int, count: int, data: bytes) -> None:
+        config, golden = self.config, self.golden
+        if space is Space.DELTAS:
+            self._write_deltas(address, count, data)
+            return
+        word, depth = {
+            Space.LAYERS: (size(LayerEntry), config.layers),
+            Space.WEIGHTS: (word_bytes(config.columns, config.weight_bits), config.weight_rows),
+            Space.ACCUMULATORS: (
+                word_bytes(config.columns, config.accumulator_bits),
+                config.accumulator_rows,
+            ),
+        }[space]
+        if space is Space.WEIGHTS and bank >= config.lanes:
+            raise CommandError(Status.BAD_COMMAND)
+        # Words that are whole and inside the memory are stored, whatever comes of the others.
+        words = min(len(data) // word, max(depth - address, 0))
+        stored = data[: words * word]
+        if words and space is Space.LAYERS:
+            entries = [unpack(LayerEntry, stored[i * word :][:word]) for i in range(words)]
+            golden.write_layers(address, entries)
+            self._entries.update(enumerate(entries, address))
+        elif words and space is Space.WEIGHTS:
+            values = unpack_words(stored, config.columns, config.weight_bits)
+            golden.write_weights(bank, address, values)
+        elif words:
+            values = unpack_words(stored, config.columns, config.accumulator_bits)
+            golden.write_accumulators(address, values)
+        if len(stored) != len(data):
+            raise CommandError(Status.BAD_ADDRESS)
+
+    def _write_deltas(self, address: int, count: int, data: bytes) -> None:
+        if address >= self.config.layers:
+            raise CommandError(Status.BAD_ADDRESS)
+        if count == 0:
+            self._layer(address)
+            self._empty()
+            self._tile = address
+        for byte in data:
+            if self._escape or byte == ESCAPE:
+                self._escape.append(byte)
+                if len(self._escape) == 3:
+                    value = int.from_bytes(bytes(self._escape[1:]), "little", signed=True)
+                    self._deltas.append(value)
+                    self._escape.clear()
+            else:
+                self._deltas.append(byte - 256 if byte > 127 else byte)
+
+    def _run(self, address: int, mode: Mode) -> None:
+        layer = self._layer(address)
+        positions, channels = layer["positions"], layer["channels"]
+        if (
+            self._tile != address
+            or self._escape
+            or len(self._deltas) != positions * channels
+            or positions > self.config.positions
+            or positions * layer["channel_rows"] * self.config.digits > self.config.item_depth
+        ):
+            raise CommandError(Status.NO_DELTAS)
+        deltas = np.array(self._deltas, np.int64).reshape(positions, channels)
+        self.golden.write_deltas(address, deltas)
+        self._counters = self.golden.run(address, mode)
+        self._tile = None
+
+    def _layer(self, address: int) -> dict[str, int]:
+        """Return a layer-table entry that a run can use."""
+        config = self.config
+        if address >= config.layers:
+            raise CommandError(Status.BAD_ADDRESS)
+        layer = self._entries.get(address)
+        if (
+            layer is None
+            or not all(layer[name] for name in _SIZES)
+            or layer["channel_rows"] > config.channel_rows
+            or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
+        ):
+            raise CommandError(Status.BAD_LAYER)
+        return layer
+
+    def _empty(self) -> None:
+        """Empty the difference buffer."""
+        self._deltas: list[int] = []
+        self._escape: list[int] = []
+        self._tile: int | None = None
+
+    def _reset(self) -> None:
+        self.golden.reset()
+        self._tile = None
+
+    def _pack_counters(self) -> bytes:
+        zero, narrow, wide = classify(np.array(self._deltas, np.int64), self.config)
+        counters = self._counters._replace(zero=zero, narrow=narrow, wide=wide)
+        return b"".join(count.to_bytes(4, "little") for count in counters)
+
+
+def _known(kind: Any, value: int) -> Any:
+    """Return the member of an enumeration, or refuse the command."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise CommandError(Status.BAD_COMMAND) from None

@@ -1,0 +1,266 @@
+"""The generated RTL against the golden model, through the link, over the space of configurations."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from ditto.hdl.config import Config, demo
+from ditto.hdl.protocol import (
+    CommandHeader,
+    Counters,
+    LayerEntry,
+    Mode,
+    Opcode,
+    ResponseHeader,
+    Space,
+    pack,
+    size,
+)
+from ditto.host.device import Device
+from ditto.host.framing import Decoder, encode
+from ditto.sim.board import SimulatedBoard
+from ditto.sim.golden import Golden
+from ditto.sim.golden_board import GoldenBoard
+from ditto.sim.workload import DELTAS, random_deltas, random_workload
+
+SMALL = {
+    "weight_rows": 256,
+    "accumulator_rows": 512,
+    "item_depth": 768,
+    "positions": 64,
+    "channel_rows": 8,
+    "layers": 8,
+    "frame_bytes": 1024,
+}
+
+
+def configurations() -> list[Config]:
+    """Corners of the space of configurations, and a seeded sample of what lies between."""
+    corners = [
+        dict(lanes=1, columns=1, digit_bits=2, activation_bits=2, weight_bits=2),
+        dict(lanes=1, columns=1, digit_bits=9, activation_bits=8, weight_bits=8),
+        dict(lanes=16, columns=1, digit_bits=2, activation_bits=8, weight_bits=8),
+        dict(lanes=1, columns=128, digit_bits=4, activation_bits=8, weight_bits=2),
+        dict(lanes=16, columns=5, digit_bits=5, activation_bits=8, weight_bits=7),
+        dict(lanes=3, columns=7, digit_bits=3, activation_bits=4, weight_bits=5),
+        dict(lanes=2, columns=3, list_depth=9, accumulator_bits=19, channel_rows=1),
+    ]
+    rng = random.Random(2)
+    for _ in range(5):
+        activation_bits = rng.randint(2, 8)
+        corners.append(
+            dict(
+                lanes=rng.randint(1, 16),
+                columns=rng.randint(1, 24),
+                activation_bits=activation_bits,
+                digit_bits=rng.randint(2, activation_bits + 1),
+                weight_bits=rng.randint(2, 8),
+                accumulator_bits=rng.randint(20, 40),
+                list_depth=rng.randint(9, 40),
+            )
+        )
+    return [Config(**(SMALL | corner)) for corner in corners]
+
+
+def name(config: Config) -> str:
+    return (
+        f"{config.lanes}x{config.columns}-d{config.digit_bits}"
+        f"a{config.activation_bits}w{config.weight_bits}"
+    )
+
+
+@pytest.mark.parametrize("config", configurations(), ids=name)
+def test_values_and_counters_are_those_of_the_golden_model(config: Config) -> None:
+    rng = np.random.default_rng([config.lanes, config.columns, config.digit_bits])
+    golden = Golden(config)
+    with Device(SimulatedBoard(config), expect=config) as device:
+        for number in range(config.layers):
+            work = random_workload(rng, config)
+            at = work.entry["accumulator_base"]
+            for accelerator in (golden, device):
+                work.load(accelerator, number)
+            mode = Mode.DENSE
+            for kind in rng.permutation(DELTAS):
+                deltas = random_deltas(rng, config, work.entry, str(kind))
+                results = []
+                for accelerator in (golden, device):
+                    accelerator.write_deltas(number, deltas)
+                    counters = accelerator.run(number, mode)._replace(stall_link=0)
+                    results.append((counters, accelerator.read_accumulators(at, work.rows)))
+                (want, wanted), (got, gotten) = results
+                where = f"layer {number} ({work.entry}), {mode.name}, {kind} deltas"
+                assert got == want, where
+                np.testing.assert_array_equal(gotten, wanted, where)
+                mode = Mode.TEMPORAL
+
+
+FUZZED = Config(
+    **(SMALL | {"layers": 3, "weight_rows": 12, "accumulator_rows": 9, "frame_bytes": 128}),
+    lanes=3,
+    columns=2,
+    accumulator_bits=20,
+)
+
+
+@pytest.fixture(scope="module")
+def board() -> Iterator[SimulatedBoard]:
+    board = SimulatedBoard(FUZZED)
+    yield board
+    board.close()
+
+
+class Link:
+    """One end of a link without a driver: bodies in, bodies out."""
+
+    def __init__(self, transport: GoldenBoard | SimulatedBoard) -> None:
+        self.transport = transport
+        self.decoder = Decoder(max_frame=1 << 16)
+
+    def ask(self, body: bytes, timeout: float = 5.0) -> bytes | None:
+        self.transport.write(encode(body))
+        while chunk := self.transport.read(1 << 12, timeout):
+            if bodies := self.decoder.feed(chunk):
+                (answer,) = bodies
+                return answer
+        return None
+
+
+def mask(answer: bytes | None) -> bytes | None:
+    """Leave out the stalls of the link, which the golden board cannot know."""
+    if answer and answer[2] in (Opcode.RUN.value, Opcode.COUNTERS.value):
+        return answer[: size(ResponseHeader) + 4 * Counters._fields.index("stall_link")]
+    return answer
+
+
+def random_command(rng: random.Random, sequence: int) -> bytes:
+    """Make a command that often makes sense."""
+    entry = {
+        "in_height": 1,
+        "in_width": rng.randint(1, 3),
+        "channels": rng.choice([1, 2, 3, 4]),
+        "kernel_height": 1,
+        "kernel_width": rng.choice([1, 1, 2]),
+        "stride_y": 1,
+        "stride_x": rng.choice([1, 2]),
+        "dilation_y": 1,
+        "dilation_x": 1,
+        "out_height": 1,
+        "out_width": rng.randint(0, 2),
+        "tiles": rng.choice([1, 1, 2]),
+        "weight_base": rng.randint(0, 1),
+        "accumulator_base": rng.choice([2, 3]),
+        "bias_base": rng.choice([0, 1]),
+    }
+    entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
+    entry["channel_rows"] = -(-entry["channels"] // 3)
+    op = rng.choice([*Opcode, Opcode.WRITE, Opcode.WRITE, Opcode.RUN, Opcode.RUN])
+    space = rng.choice([*Space, Space.DELTAS])
+    header = dict(
+        sequence=sequence,
+        op=op,
+        mode=rng.choice([Mode.DENSE, Mode.DENSE, Mode.TEMPORAL]),
+        space=space,
+        bank=rng.randint(0, 3),
+        address=rng.randint(0, 3) if rng.random() < 0.9 else rng.randrange(1 << 16),
+        count=rng.choice([0, 0, 1, 2]),
+        size=rng.choice([1, 3, 5]),
+    )
+    words = rng.randint(1, 2)
+    data = {
+        Space.LAYERS: pack(LayerEntry, **entry) * words,
+        Space.WEIGHTS: rng.randbytes(2 * words),
+        Space.ACCUMULATORS: (rng.randrange(1 << 40)).to_bytes(5, "little") * words,
+        Space.DELTAS: bytes(rng.choice([0, 1, 0xFF, 0x7F]) for _ in range(rng.randint(1, 12))),
+    }[space]
+    if rng.random() < 0.1:
+        data = data[:-1]
+    body = pack(CommandHeader, **header)
+    if rng.random() < 0.05:
+        body = body[:2] + rng.randbytes(3) + body[5:]
+    return body + (data if op is Opcode.WRITE or rng.random() < 0.1 else b"")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_answer_is_that_of_the_golden_board(board: SimulatedBoard, seed: int) -> None:
+    rng = random.Random(seed)
+    golden = GoldenBoard(FUZZED)
+    board.reset()
+    links = [Link(golden), Link(board)]
+    sequence = rng.randrange(1 << 16)
+    # Memories start alike.
+    setup = [pack(CommandHeader, op=Opcode.IDENTIFY, sequence=sequence)]
+    for space, bank, length in [
+        (Space.LAYERS, 0, 3 * 32),
+        *((Space.WEIGHTS, bank, 24) for bank in range(3)),
+        (Space.ACCUMULATORS, 0, 45),
+    ]:
+        sequence = (sequence + 1) % (1 << 16)
+        header = pack(CommandHeader, op=Opcode.WRITE, space=space, bank=bank, sequence=sequence)
+        setup.append(header + bytes(length))
+    body = b""
+    for step in range(300):
+        if step < len(setup):
+            body = setup[step]
+        else:
+            # The next command, the last one again, or one that is out of order.
+            chance = rng.random()
+            if chance < 0.9:
+                body = random_command(rng, (sequence + 1) % (1 << 16))
+                sequence = int.from_bytes(body[:2], "little")
+            elif chance > 0.95:
+                body = random_command(rng, (sequence + rng.randint(2, 65535)) % (1 << 16))
+                if body[2] == Opcode.IDENTIFY.value:
+                    sequence = int.from_bytes(body[:2], "little")
+        want, got = (link.ask(body) for link in links)
+        assert mask(got) == mask(want), f"seed {seed}, step {step}: command {body.hex()}"
+
+
+def test_the_demo_device_runs_a_layer_exactly() -> None:
+    rng = np.random.default_rng(0)
+    golden = Golden(demo)
+    with Device(SimulatedBoard(demo), expect=demo) as device:
+        work = random_workload(rng, demo)
+        for accelerator in (golden, device):
+            work.load(accelerator, 5)
+            accelerator.write_deltas(
+                5, random_deltas(np.random.default_rng(1), demo, work.entry, "full")
+            )
+        assert device.run(5, Mode.DENSE)._replace(stall_link=0) == golden.run(5, Mode.DENSE)
+        at = work.entry["accumulator_base"]
+        np.testing.assert_array_equal(
+            device.read_accumulators(at, work.rows), golden.read_accumulators(at, work.rows)
+        )
+
+
+@pytest.mark.parametrize("delay", [0, 1, 5, 30, 31, 32, 33, 34, 35, 36, 60, 100, 150, 250])
+def test_reset_at_any_time_leaves_a_device_that_works(board: SimulatedBoard, delay: int) -> None:
+    # The bytes of a run command and `delay` cycles more, then reset: the next run is exact.
+    rng = np.random.default_rng(delay)
+    board.reset()
+    golden = Golden(FUZZED)
+    device = Device(board, expect=FUZZED)
+    for attempt in range(2):
+        while True:
+            work = random_workload(rng, FUZZED, rows=6)
+            if work.entry["weight_base"] == 0:
+                break
+        for accelerator in (golden, device):
+            work.load(accelerator, 0)
+            deltas = random_deltas(np.random.default_rng(delay), FUZZED, work.entry, "full")
+            accelerator.write_deltas(0, deltas)
+        if attempt == 0:
+            run = pack(CommandHeader, op=Opcode.RUN, address=0, sequence=device._sequence + 1)
+            board.write(encode(run)[: max(1, delay)])
+            if delay > 30:
+                board.advance(delay - 30)
+            board.reset(1)
+            golden.reset()
+            device = Device(board, expect=FUZZED)
+            continue
+        assert device.run(0, Mode.DENSE)._replace(stall_link=0) == golden.run(0, Mode.DENSE)
+        at = work.entry["accumulator_base"]
+        np.testing.assert_array_equal(
+            device.read_accumulators(at, work.rows), golden.read_accumulators(at, work.rows)
+        )
