@@ -221,14 +221,14 @@ class Config:
 
 
 demo = Config(
-    lanes=8,
+    lanes=4,
     columns=16,
     accumulator_bits=24,
-    weight_rows=1536,
+    weight_rows=2560,
     accumulator_rows=3072,
-    item_depth=2048,
+    item_depth=4096,
     positions=256,
-    channel_rows=32,
-    layers=64,
+    channel_rows=16,
+    layers=48,
 )
 """The device of the demo: fits the block memory of an ECP5-85F."""

@@ -310,7 +310,8 @@ class Model:
         self._accelerate = guarded
         try:
             with np.errstate(all="ignore"):
-                return list(self._evaluator.run(None, dict(inputs)))
+                outputs: Any = self._evaluator.run(None, dict(inputs))
+                return list(outputs)
         except Exception as error:
             if failure:
                 raise failure[0] from None

@@ -81,7 +81,7 @@ class Schedule:
         return schedule
 
     @property
-    def alphas_cumprod(self) -> NDArray[np.float64]:
+    def alphas_cumprod(self) -> NDArray[Any]:
         """Share of signal power that is left after each noising step."""
         betas = np.linspace(self.beta_start, self.beta_end, self.train_steps)
         return np.cumprod(1.0 - betas)
@@ -146,16 +146,17 @@ class DDIM:
         power = float(self._power[self.timesteps[index]])
         is_last = index + 1 == len(self.timesteps)
         after = 1.0 if is_last else float(self._power[self.timesteps[index + 1]])
-        estimate = (x - math.sqrt(1.0 - power) * noise) / math.sqrt(power)
+        # Python's floats take the type of the arrays: everything is computed in float32.
+        clean: NDArray[Any] = (x - math.sqrt(1.0 - power) * noise) / math.sqrt(power)
+        rest: NDArray[Any] = noise
         if self.schedule.clip_sample:
-            estimate = np.clip(estimate, -1.0, 1.0)
-            noise = (x - math.sqrt(power) * estimate) / math.sqrt(1.0 - power)
-        estimate = estimate.astype(np.float32)
+            clean = np.clip(clean, -1.0, 1.0)
+            rest = (x - math.sqrt(power) * clean) / math.sqrt(1.0 - power)
         sigma = self.eta * math.sqrt((1.0 - after) / (1.0 - power) * (1.0 - power / after))
-        x = math.sqrt(after) * estimate + math.sqrt(max(1.0 - after - sigma**2, 0.0)) * noise
+        result = math.sqrt(after) * clean + math.sqrt(max(1.0 - after - sigma**2, 0.0)) * rest
         if sigma > 0:
-            x = x + sigma * rng.standard_normal(x.shape).astype(np.float32)
-        return x.astype(np.float32), estimate
+            result = result + sigma * rng.standard_normal(x.shape).astype(np.float32)
+        return result.astype(np.float32), clean.astype(np.float32)
 
 
 def noise_of(seed: int, sample: int) -> np.random.Generator:

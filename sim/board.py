@@ -34,9 +34,10 @@ _NEVER = (1 << 62) - 1
 class SimulatedBoard:
     """A board whose device is the generated Verilog, compiled; a :class:`Transport`.
 
-    Its time passes only inside :meth:`write` and :meth:`read`: the same calls with the same bytes
-    see the same cycles on every machine, except that waiting for bytes that never come takes as
-    many cycles as fit the timeout. Different boards may run in different threads at once.
+    Its time passes only inside :meth:`write`, :meth:`read`, :meth:`advance` and :meth:`reset`: the
+    same calls with the same bytes see the same cycles on every machine, except that waiting for
+    bytes that never come takes as many cycles as fit the timeout. Different boards may run in
+    different threads at once.
 
     The first board of a configuration takes some seconds to build; the result is cached, see
     :mod:`ditto.sim.verilate`. A new board is as after power-up, with its reset released.
@@ -104,6 +105,11 @@ class SimulatedBoard:
         """Pull the board's reset for some cycles; bytes on their way are lost."""
         with self._lock:
             self._check(self._shim.ditto_reset(self._handle(), cycles))
+
+    def advance(self, cycles: int) -> None:
+        """Let time pass; what the device sends meanwhile waits for :meth:`read`."""
+        with self._lock:
+            self._run(cycles)
 
     def write(self, data: bytes) -> None:
         """Send ``data``; returns when the device has taken it, or takes no more of it for now.

@@ -43,15 +43,15 @@ class Graph:
     def weights(self, w: NDArray[np.int8], scales: Any, axis: int = 0, zero: int = 0) -> str:
         scales = np.asarray(scales, np.float32)
         points = self.constant(np.full(scales.shape, zero, np.int8))
-        attributes = {"axis": axis} if scales.ndim else {}
+        attributes: dict[str, Any] = {"axis": axis} if scales.ndim else {}
         raw = self.constant(w, np.int8)
         return self.node("DequantizeLinear", raw, self.constant(scales), points, **attributes)
 
-    def bias(self, values: NDArray[np.int32], scales: Any) -> str:
+    def bias(self, values: NDArray[Any], scales: Any) -> str:
         """Add a bias as onnxruntime quantizes it."""
         scales = np.asarray(scales, np.float32)
         points = self.constant(np.zeros(scales.shape, np.int32))
-        attributes = {"axis": 0} if scales.ndim else {}
+        attributes: dict[str, Any] = {"axis": 0} if scales.ndim else {}
         raw = self.constant(values, np.int32)
         return self.node("DequantizeLinear", raw, self.constant(scales), points, **attributes)
 

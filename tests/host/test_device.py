@@ -66,8 +66,8 @@ class Tampered(GoldenBoard):
         return data
 
 
-def device_of(board: GoldenBoard, **options: Any) -> Device:
-    return Device(board, **({"timeout": 0.002} | options))
+def device_of(board: GoldenBoard, expect: Config | None = None, tries: int = 5) -> Device:
+    return Device(board, expect=expect, timeout=0.002, tries=tries)
 
 
 @given(st.integers(1, 9), st.integers(1, 48), st.integers(0, 5), st.integers(0, 1 << 30))
@@ -319,6 +319,7 @@ def test_commands_that_make_no_sense() -> None:
     raw = Raw()
     raw(0, Opcode.IDENTIFY)
     word = bytes(14)
+    fields: dict[str, Any]
     for sequence, (want, op, fields) in enumerate(
         [
             (Status.BAD_ADDRESS, Opcode.READ, {"count": 0, "size": 1}),

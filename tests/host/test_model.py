@@ -37,7 +37,8 @@ def agrees(proto: onnx.ModelProto, shape: tuple[int, ...], layers: int = 1) -> E
     for _ in range(2):
         x = RNG.standard_normal(shape).astype(np.float32) * 3
         (got,) = executor.step({"x": x})
-        (want,) = reference.run(None, {"x": x})
+        want: Any = reference.run(None, {"x": x})
+        (want,) = want
         assert got.shape == want.shape and got.dtype == np.float32
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
     return executor

@@ -63,6 +63,9 @@ def test_time_passes_in_reads_and_writes_only(board: SimulatedBoard) -> None:
     assert written > 0
     assert board.read(1, 30) == b"a"
     assert board.cycles > written
+    before = board.cycles
+    board.advance(12345)
+    assert board.cycles == before + 12345
 
 
 def test_the_same_calls_take_the_same_cycles() -> None:

@@ -1,4 +1,4 @@
-"""The generated RTL against the golden model, through the link, over the space of configurations."""
+"""The generated RTL against the golden model, through the link, over many configurations."""
 
 import random
 from collections.abc import Iterator

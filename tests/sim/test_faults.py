@@ -72,12 +72,11 @@ def test_the_cuts_of_the_stream_do_not_matter() -> None:
 
 def test_everything_lost_ends_with_the_timeout() -> None:
     faulty = FaultyTransport(Loopback(), seed=1, from_device=FaultRates(drop=1))
-    faulty.write(DATA)
+    faulty.write(b"lost")
     start = time.monotonic()
-    while faulty.read(1000, 0.1):
-        raise AssertionError("a byte that was dropped has come")
+    assert faulty.read(1000, 0.1) == b""
     assert 0.1 <= time.monotonic() - start < 5
-    assert faulty.faults == len(DATA)
+    assert faulty.faults == 4
 
 
 def test_closes_what_it_wraps() -> None:
