@@ -96,7 +96,11 @@ class Column(wiring.Component):
         config = self.config
         terms: list[Value] = []
         for lane in range(config.lanes):
-            product = Signal(signed(config.digit_bits + config.weight_bits), name=f"product_{lane}")
+            product = Signal(
+                signed(config.digit_bits + config.weight_bits),
+                name=f"product_{lane}",
+                reset_less=True,
+            )
             with m.If(self.multiply):
                 m.d.sync += product.eq(self.digits[lane] * self.weights[lane])
             term: Value = product
@@ -104,11 +108,13 @@ class Column(wiring.Component):
                 shifted = product << digits * config.digit_bits
                 term = Mux(self.shifts[lane] == digits, shifted, term)
             terms.append(term)
-        total = Signal(signed(config.accumulator_bits))
+        total = Signal(signed(config.accumulator_bits), reset_less=True)
+        accumulator = Signal(signed(config.accumulator_bits), reset_less=True)
         with m.If(self.add):
             m.d.sync += total.eq(_sum(terms))
         with m.If(self.accumulate):
-            m.d.sync += self.o.eq(Mux(self.first, self.start, self.o) + total)
+            m.d.sync += accumulator.eq(Mux(self.first, self.start, accumulator) + total)
+        m.d.comb += self.o.eq(accumulator)
         return m
 
 
@@ -199,22 +205,24 @@ class Array(wiring.Component):
         config = self.config
         columns = [Column(config) for _ in range(config.columns)]
 
-        # The issue of each cycle goes down the pipeline: stages[n] is what was issued n cycles ago.
+        # The issue of each cycle goes down the pipeline: stages[n] is what was issued n cycles ago,
+        # if valid[n].
         stages = [self.issue]
+        valid = [self.issue.valid]
         for index in range(1, 6):
-            stage = Signal(issue_of(config), name=f"issue_{index}")
-            m.d.sync += stage.eq(stages[-1])
-            with m.If(self.stop):
-                m.d.sync += stage.valid.eq(0)
+            stage = Signal(issue_of(config), name=f"issue_{index}", reset_less=True)
+            is_valid = Signal(name=f"valid_{index}")
+            m.d.sync += [stage.eq(stages[-1]), is_valid.eq(valid[-1] & ~self.stop)]
             stages.append(stage)
+            valid.append(is_valid)
 
-        m.d.comb += self.weight_en.eq(stages[1].valid)
+        m.d.comb += self.weight_en.eq(valid[1])
         for lane in range(config.lanes):
             m.d.comb += self.weight_address[lane].eq(stages[1].rows[lane] + self.items[lane].row)
-            digit = Signal(signed(config.digit_bits), name=f"digit_{lane}")
-            shift_2 = Signal(config.shift_bits, name=f"shift_2_{lane}")
-            shift_3 = Signal(config.shift_bits, name=f"shift_3_{lane}")
-            busy = stages[1].valid & stages[1].busy[lane]
+            digit = Signal(signed(config.digit_bits), name=f"digit_{lane}", reset_less=True)
+            shift_2 = Signal(config.shift_bits, name=f"shift_2_{lane}", reset_less=True)
+            shift_3 = Signal(config.shift_bits, name=f"shift_3_{lane}", reset_less=True)
+            busy = valid[1] & stages[1].busy[lane]
             m.d.sync += [
                 digit.eq(Mux(busy, self.items[lane].digit, 0)),
                 shift_2.eq(self.items[lane].shift),
@@ -228,13 +236,13 @@ class Array(wiring.Component):
                 ]
 
         # Old accumulators are read when a row's first sum is about to be registered.
-        address = Signal(range(config.accumulator_rows))
-        bias = Signal(range(config.accumulator_rows))
+        address = Signal(range(config.accumulator_rows), reset_less=True)
+        bias = Signal(range(config.accumulator_rows), reset_less=True)
         m.d.comb += [
-            self.read_en.eq(stages[3].valid & stages[3].first),
+            self.read_en.eq(valid[3] & stages[3].first),
             self.read_address.eq(Mux(self.dense, bias, address)),
         ]
-        with m.If(stages[3].valid & stages[3].last):
+        with m.If(valid[3] & stages[3].last):
             m.d.sync += address.eq(address + 1)
             with m.If(stages[3].last_of_tile):
                 m.d.sync += bias.eq(bias + 1)
@@ -244,19 +252,19 @@ class Array(wiring.Component):
         for index, column in enumerate(columns):
             m.submodules[f"column_{index}"] = column
             m.d.comb += [
-                column.multiply.eq(stages[2].valid),
-                column.add.eq(stages[3].valid),
-                column.accumulate.eq(stages[4].valid),
+                column.multiply.eq(valid[2]),
+                column.add.eq(valid[3]),
+                column.accumulate.eq(valid[4]),
                 column.first.eq(stages[4].first),
                 column.start.eq(self.read_data[index]),
                 self.write_data[index].eq(column.o),
             ]
 
         m.d.comb += [
-            self.write_en.eq(stages[5].valid & stages[5].last),
+            self.write_en.eq(valid[5] & stages[5].last),
             self.done.eq(self.write_en & stages[5].last_of_run),
         ]
         # The address follows the read of the row by two cycles.
-        delayed = Signal.like(address)
+        delayed = Signal.like(address, reset_less=True)
         m.d.sync += [delayed.eq(address), self.write_address.eq(delayed)]
         return m

@@ -67,7 +67,7 @@ class CommandMachine(wiring.Component):
         m = Module()
         config = self.config
         engine = self.engine
-        header = Signal(CommandHeader)
+        header = Signal(CommandHeader, reset_less=True)
         status = Signal(Status)
 
         session = Signal()
@@ -88,8 +88,8 @@ class CommandMachine(wiring.Component):
             Space.WEIGHTS: config.weight_rows,
             Space.ACCUMULATORS: config.accumulator_rows,
         }
-        word_in = Signal(8 * max(word_bytes.values()))
-        address = Signal(17)
+        word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
+        address = Signal(17, reset_less=True)
         count = Signal(range(max(word_bytes.values()) + 1))
         stored = Signal()
 
@@ -124,9 +124,9 @@ class CommandMachine(wiring.Component):
                 m.d.sync += status.eq(Status.BAD_ADDRESS)
 
         # Words are given by the byte from the bottom of a register.
-        word_out = Signal(max(8 * word_bytes[Space.ACCUMULATORS], COUNTERS.size))
-        left = Signal(16)  # bytes of the word
-        words = Signal(16)  # words after this one
+        word_out = Signal(max(8 * word_bytes[Space.ACCUMULATORS], COUNTERS.size), reset_less=True)
+        left = Signal(16, reset_less=True)  # bytes of the word
+        words = Signal(16, reset_less=True)  # words after this one
         m.submodules.rom = rom = memory.Memory(
             shape=8,
             depth=len(identity(config.digest, config.pack())),

@@ -177,8 +177,8 @@ class Engine(wiring.Component):
             shape=unsigned(LayerEntry.as_shape().size), depth=config.layers, init=[]
         )
         table_w, table_r = layers.write_port(), layers.read_port()
-        task = Signal(task_of(config))
-        entry = Signal(LayerEntry)
+        task = Signal(task_of(config), reset_less=True)
+        entry = Signal(LayerEntry, reset_less=True)
         m.d.comb += [
             table_w.en.eq(self.layer_en),
             table_w.addr.eq(self.layer_address),
@@ -186,8 +186,14 @@ class Engine(wiring.Component):
             table_r.addr.eq(task.entry),
         ]
 
-        # Which entries hold accumulators.
+        # Which entries hold accumulators, and the bits of the task's entry and of a written one.
         filled = Signal(config.layers)
+        task_bit = Signal(config.layers)
+        written_bit = Signal(config.layers)
+        m.d.comb += [
+            task_bit.eq(1 << task.entry),
+            written_bit.eq(1 << self.layer_address),
+        ]
 
         taps = Signal(8)
         sizes = [
@@ -250,7 +256,7 @@ class Engine(wiring.Component):
                     | (encoder.positions != entry.positions)
                 ):
                     finish(Status.NO_DELTAS)
-                with m.Elif((task.mode != Mode.DENSE) & ~filled.bit_select(task.entry, 1)):
+                with m.Elif((task.mode != Mode.DENSE) & ~(filled & task_bit).any()):
                     finish(Status.NO_STATE)
                 with m.Else():
                     m.d.comb += [sequencer.start.eq(1), array.begin.eq(1)]
@@ -260,11 +266,11 @@ class Engine(wiring.Component):
                 with m.If(lanes.free_row):
                     m.d.sync += left.eq(left - 1)
                 with m.If(array.done):
-                    m.d.sync += [running.eq(0), filled.bit_select(task.entry, 1).eq(1)]
+                    m.d.sync += [running.eq(0), filled.eq(filled | task_bit)]
                     finish(Status.OK)
                 with m.Elif(left == 0):
                     # More rows than the accumulator buffer has: the entry makes no sense.
-                    m.d.sync += [running.eq(0), filled.bit_select(task.entry, 1).eq(0)]
+                    m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]
                     m.d.comb += [sequencer.stop.eq(1), lanes.clear.eq(1), array.stop.eq(1)]
                     finish(Status.BAD_LAYER)
             with m.State("Report"):
@@ -272,7 +278,7 @@ class Engine(wiring.Component):
                 with m.If(self.results.ready):
                     m.next = "Idle"
         with m.If(self.layer_en):
-            m.d.sync += filled.bit_select(self.layer_address, 1).eq(0)
+            m.d.sync += filled.eq(filled & ~written_bit)
         with m.If(self.forget):
             m.d.sync += [filled.eq(0), loaded.eq(0)]
 

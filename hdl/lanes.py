@@ -70,8 +70,8 @@ class Lane(wiring.Component):
             shape=entry_of(self.config), depth=self.config.list_depth
         )
         busy = Signal()
-        left = Signal.like(self.entries)
-        count = Signal(self.config.count_bits)
+        left = Signal.like(self.entries, reset_less=True)
+        count = Signal(self.config.count_bits, reset_less=True)
         last_item = count == 1
         m.d.comb += [
             pending.push.eq(self.push),

@@ -22,10 +22,12 @@ the last sequence is answered again and not carried out again; any other is refu
 is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
 """
 
+import enum as py_enum
 import struct
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
-from amaranth.hdl import Const, signed, unsigned
+from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 
 __all__ = [
@@ -239,14 +241,37 @@ def item_layout(*, row_bits: int, digit_bits: int, shift_bits: int) -> data.Stru
     )
 
 
+@cache
+def _fields(shape: type[data.Struct]) -> dict[str, tuple[int, int]]:
+    """Return the offset and the width of each field, in bits."""
+    return {str(name): (field.offset, field.width) for name, field in data.Layout.cast(shape)}
+
+
+@cache
 def size(shape: type[data.Struct]) -> int:
     """Return the bytes of a structure of this module."""
     return data.Layout.cast(shape).size // 8
 
 
-def pack(shape: type[data.Struct], /, **values: Any) -> bytes:
-    """Encode a structure of this module; fields that are not given are zero."""
-    return Const.cast(shape.const(values)).value.to_bytes(size(shape), "little")
+def pack(shape: type[data.Struct], /, **values: int | py_enum.Enum) -> bytes:
+    """Encode a structure of this module; fields that are not given are zero.
+
+    Raises
+    ------
+    ValueError
+        If there is no such field, or a value does not fit it.
+    """
+    fields = _fields(shape)
+    bits = 0
+    for name, value in values.items():
+        number = int(value.value if isinstance(value, py_enum.Enum) else value)
+        if name not in fields:
+            raise ValueError(f"{shape.__name__} has no field {name!r}")
+        offset, width = fields[name]
+        if not 0 <= number < 1 << width:
+            raise ValueError(f"{shape.__name__}.{name} has {width} bits: {number} does not fit")
+        bits |= number << offset
+    return bits.to_bytes(size(shape), "little")
 
 
 def unpack(shape: type[data.Struct], raw: bytes) -> dict[str, int]:
@@ -260,8 +285,9 @@ def unpack(shape: type[data.Struct], raw: bytes) -> dict[str, int]:
     if len(raw) != size(shape):
         raise ValueError(f"{shape.__name__} has {size(shape)} bytes, not {len(raw)}")
     bits = int.from_bytes(raw, "little")
-    layout = data.Layout.cast(shape)
-    return {str(name): bits >> field.offset & (1 << field.width) - 1 for name, field in layout}
+    return {
+        name: bits >> offset & (1 << width) - 1 for name, (offset, width) in _fields(shape).items()
+    }
 
 
 def identity(digest: bytes, parameters: bytes) -> bytes:

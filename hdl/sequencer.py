@@ -173,13 +173,13 @@ class Sequencer(wiring.Component):
 
         # The loops. An origin is the image coordinate of the first tap, y and x of the present one.
         walking = Signal()
-        tile = Signal(16)
+        tile = Signal(16, reset_less=True)
         out_y, out_x = Signal(16), Signal(16)
         kernel_y, kernel_x = Signal(4), Signal(4)
         origin_y, origin_x = Signal(place), Signal(place)
         y, x = Signal(place), Signal(place)
-        row_base = Signal(range(config.weight_rows))
-        weight_row = Signal(range(config.weight_rows))
+        row_base = Signal(range(config.weight_rows), reset_less=True)
+        weight_row = Signal(range(config.weight_rows), reset_less=True)
 
         last_x = kernel_x == entry.kernel_width - 1
         last_tap = last_x & (kernel_y == entry.kernel_height - 1)
@@ -266,7 +266,6 @@ class Sequencer(wiring.Component):
         # Stage 1: the tap's position, which the counts are read at in the next cycle.
         tap = data.StructLayout(
             {
-                "valid": 1,
                 "inside": 1,
                 "position": range(config.positions),
                 "weight_row": range(config.weight_rows),
@@ -275,9 +274,11 @@ class Sequencer(wiring.Component):
                 "last_of_run": 1,
             }
         )
-        tap_1, tap_2 = Signal(tap), Signal(tap)
+        tap_1, tap_2 = Signal(tap, reset_less=True), Signal(tap, reset_less=True)
+        valid_1, valid_2 = Signal(), Signal()
         m.d.sync += [
-            tap_1.valid.eq(step),
+            valid_1.eq(step & ~self.stop),
+            valid_2.eq(valid_1 & ~self.stop),
             tap_1.inside.eq((y >= 0) & (y < entry.in_height) & (x >= 0) & (x < entry.in_width)),
             tap_1.position.eq(y * entry.in_width + x),
             tap_1.weight_row.eq(weight_row),
@@ -288,8 +289,8 @@ class Sequencer(wiring.Component):
         m.d.comb += self.counts.address.eq(tap_1.position)
 
         # Stage 2: its first item, while the counts come out of the difference buffer.
-        address = Signal(range(config.item_depth))
-        slot = Signal(range(config.item_depth + 1))
+        address = Signal(range(config.item_depth), reset_less=True)
+        slot = Signal(range(config.item_depth + 1), reset_less=True)
         m.d.sync += [
             tap_2.eq(tap_1),
             slot.eq(entry.channel_rows * config.digits),
@@ -298,23 +299,23 @@ class Sequencer(wiring.Component):
 
         # Stage 3: an entry for every lane that has items.
         m.d.comb += [
-            self.push_row.eq(tap_2.valid & tap_2.last),
+            self.push_row.eq(valid_2 & tap_2.last),
             self.row.last_of_tile.eq(tap_2.last_of_tile),
             self.row.last_of_run.eq(tap_2.last_of_run),
         ]
         for lane in range(config.lanes):
             pushed = Signal(range(config.list_depth + 1), name=f"pushed_{lane}")
             m.d.comb += [
-                self.push[lane].eq(tap_2.valid & tap_2.inside & (self.counts.counts[lane] != 0)),
+                self.push[lane].eq(valid_2 & tap_2.inside & (self.counts.counts[lane] != 0)),
                 self.entries[lane].address.eq(address),
                 self.entries[lane].count.eq(self.counts.counts[lane]),
                 self.entries[lane].row.eq(tap_2.weight_row),
                 self.row.entries[lane].eq(pushed + self.push[lane]),
             ]
-            with m.If(tap_2.valid):
+            with m.If(valid_2):
                 m.d.sync += pushed.eq(Mux(tap_2.last, 0, self.row.entries[lane]))
             with m.If(self.stop):
                 m.d.sync += pushed.eq(0)
         with m.If(self.stop):
-            m.d.sync += [walking.eq(0), tap_1.valid.eq(0), tap_2.valid.eq(0)]
+            m.d.sync += walking.eq(0)
         return m

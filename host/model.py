@@ -228,7 +228,14 @@ class Model:
         self.name = name
         self._proto = proto
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
-        importer = _Importer(proto, name)
+        try:
+            importer = _Importer(proto, name)
+        except ModelError:
+            raise
+        except Exception as error:  # a damaged file can be wrong in any way
+            raise ModelError(
+                f"{name} cannot be understood: {type(error).__name__}: {error}"
+            ) from error
         self.layers = tuple(importer.layers)
         self.on_host = dict(importer.on_host)
         self.inputs = importer.inputs

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status, pack, unpack
+from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status, unpack
 from ditto.sim.cycles import row_lengths, schedule
 
 __all__ = ["Golden", "classify", "split", "taps", "wrap"]
@@ -69,8 +69,8 @@ def classify(deltas: NDArray[Any], config: Config) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _taps(key: bytes) -> Array:
-    entry = unpack(LayerEntry, key)
+def _taps(key: tuple[tuple[str, int], ...]) -> Array:
+    entry = dict(key)
     y = np.arange(entry["out_height"])[:, None] * entry["stride_y"] - entry["pad_top"]
     y = y + np.arange(entry["kernel_height"])[None, :] * entry["dilation_y"]
     x = np.arange(entry["out_width"])[:, None] * entry["stride_x"] - entry["pad_left"]
@@ -97,7 +97,7 @@ def taps(entry: dict[str, int]) -> Array:
     -------
     array of shape (output positions, taps)
     """
-    return _taps(pack(LayerEntry, **entry))
+    return _taps(tuple(entry.items()))
 
 
 class Golden:

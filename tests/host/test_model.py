@@ -245,3 +245,16 @@ def test_values_that_are_no_numbers(make_graph: Any) -> None:
     with pytest.raises(ModelError, match="the input of layer poor contains values that are no"):
         executor.step({"x": np.full((1, 5), np.nan, np.float32)})
     executor.step({"x": np.full((1, 5), np.inf, np.float32)})
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_files_are_refused_in_one_sentence_or_work(denoiser_file: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    data = bytearray(denoiser_file.read_bytes())
+    for at in rng.integers(0, len(data), rng.integers(1, 5)):
+        data[at] ^= 1 << int(rng.integers(0, 8))
+    denoiser_file.write_bytes(data)
+    try:
+        Model.load(denoiser_file).shapes()
+    except ModelError as error:
+        assert "\n" not in str(error)
