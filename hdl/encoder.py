@@ -157,7 +157,7 @@ class Gather(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the gatherer."""
         m = Module()
-        lane = Signal(range(self.lanes))
+        lane = Signal(range(max(self.lanes, 2)))
         left = Signal(16)
         last = left == 1
         m.d.comb += [
@@ -170,11 +170,13 @@ class Gather(wiring.Component):
             with m.If(lane == 0):
                 m.d.sync += self.o.payload.deltas.eq(0)
             m.d.sync += [
-                self.o.payload.deltas[lane].eq(self.i.payload),
                 self.o.payload.last.eq(last),
                 lane.eq(lane + 1),
                 left.eq(left - 1),
             ]
+            for index in range(self.lanes):
+                with m.If(lane == index):
+                    m.d.sync += self.o.payload.deltas[index].eq(self.i.payload)
             with m.If(last | (lane == self.lanes - 1)):
                 m.d.sync += [lane.eq(0), self.o.valid.eq(1)]
             with m.If(last):

@@ -1,0 +1,57 @@
+# amaranth: UnusedElaboratable=no
+"""What the testbenches of the gateware's blocks share."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In
+from cocotb.triggers import RisingEdge
+
+from ditto.hdl.config import Config
+from ditto.sim.cocotb_bench import parameters
+
+__all__ = ["CONFIG", "PARAMETERS", "chance", "generator", "idle", "pack", "pulse", "vector"]
+
+PARAMETERS = parameters()
+CONFIG = Config(**PARAMETERS["config"])
+
+
+def generator() -> np.random.Generator:
+    """Make a generator that follows from the seed of the testbench."""
+    return np.random.default_rng(random.getrandbits(64))
+
+
+def chance(share: float) -> bool:
+    return random.random() < share
+
+
+def idle(dut: Any, component: wiring.Component) -> None:
+    """Set every input to zero; the component tells which ports are inputs."""
+    for path, member, _ in component.signature.flatten(component):
+        if member.flow is In:
+            getattr(dut, "__".join(map(str, path))).value = 0
+
+
+def vector(values: Sequence[int], bits: int) -> int:
+    """Pack integers, signed or not, the first one lowest."""
+    return sum((int(value) & (1 << bits) - 1) << i * bits for i, value in enumerate(values))
+
+
+def pack(layout: data.StructLayout, **values: int) -> int:
+    """Pack a structure of plain fields or ready vectors; fields that are not given are zero."""
+    result = 0
+    for name, value in values.items():
+        field = layout[name]
+        result |= (int(value) & (1 << field.width) - 1) << field.offset
+    return result
+
+
+async def pulse(dut: Any, name: str, cycles: int = 1) -> None:
+    """Set an input to one for some cycles."""
+    getattr(dut, name).value = 1
+    for _ in range(cycles):
+        await RisingEdge(dut.clk)
+    getattr(dut, name).value = 0

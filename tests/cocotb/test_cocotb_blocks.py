@@ -1,0 +1,129 @@
+# amaranth: UnusedElaboratable=no
+"""The testbenches of the gateware's blocks, each in corners of the space of configurations."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from amaranth.lib import wiring
+
+from ditto.hdl.array import Array, Column
+from ditto.hdl.config import Config
+from ditto.hdl.difference_buffer import DifferenceBuffer
+from ditto.hdl.encoder import Encoder
+from ditto.hdl.engine import Engine
+from ditto.hdl.sequencer import List, Sequencer, entry_of
+from ditto.hdl.top import Top
+from ditto.sim.cocotb_runner import run_cocotb
+
+CONFIGS: dict[str, dict[str, int]] = {
+    # Nothing is a power of two.
+    "odd": dict(
+        lanes=3,
+        columns=5,
+        accumulator_bits=19,
+        weight_rows=150,
+        accumulator_rows=70,
+        item_depth=100,
+        positions=25,
+        channel_rows=3,
+        list_depth=11,
+        layers=5,
+        frame_bytes=128,
+    ),
+    # As little as possible of everything: some fields have no bits at all.
+    "one": dict(
+        lanes=1,
+        columns=1,
+        digit_bits=9,
+        weight_rows=40,
+        accumulator_rows=30,
+        item_depth=20,
+        positions=20,
+        channel_rows=1,
+        list_depth=2,
+        layers=1,
+        frame_bytes=64,
+    ),
+    # Many narrow digits, and bigger kernels.
+    "digits": dict(
+        lanes=2,
+        columns=3,
+        digit_bits=2,
+        activation_bits=6,
+        weight_bits=5,
+        accumulator_bits=13,
+        weight_rows=200,
+        accumulator_rows=64,
+        item_depth=200,
+        positions=30,
+        channel_rows=2,
+        list_depth=30,
+        layers=3,
+        frame_bytes=128,
+    ),
+}
+
+
+def make(top: str, config: Config, parameters: dict[str, Any]) -> wiring.Component:
+    match top:
+        case "encoder":
+            return Encoder(config)
+        case "buffer":
+            return DifferenceBuffer(config)
+        case "list":
+            return List(shape=entry_of(config), depth=parameters["depth"])
+        case "sequencer":
+            return Sequencer(config)
+        case "array":
+            return Array(config)
+        case "column":
+            return Column(config)
+        case "engine":
+            return Engine(config)
+        case _:
+            return Top(config)
+
+
+def run(bench: str, top: str, config: str, *, simulator: Any = "verilator", **kwargs: Any) -> int:
+    values = CONFIGS[config] | kwargs.pop("changes", {})
+    parameters = {"config": values, "top": top, **kwargs}
+    return run_cocotb(
+        make(top, Config(**values), kwargs),
+        top_name=top,
+        testbench=Path(__file__).with_name(f"tb_{bench}.py"),
+        simulator=simulator,
+        parameters=parameters,
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_encoder(config: str) -> None:
+    assert run("encoder", "encoder", config, tiles=40) == 5
+
+
+@pytest.mark.parametrize("config", ["odd", "one"])
+def test_difference_buffer(config: str) -> None:
+    assert run("buffers", "buffer", config, cycles=5000) == 1
+
+
+@pytest.mark.parametrize("config, depth", [("odd", 5), ("one", 1)])
+def test_list(config: str, depth: int) -> None:
+    assert run("buffers", "list", config, cycles=5000, depth=depth) == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_sequencer(config: str) -> None:
+    assert run("sequencer", "sequencer", config, runs=15) == 5
+
+
+@pytest.mark.parametrize(
+    "bench, top, parameters",
+    [
+        ("encoder", "encoder", {"tiles": 5}),
+        ("buffers", "buffer", {"cycles": 300}),
+        ("sequencer", "sequencer", {"runs": 2}),
+    ],
+)
+def test_on_icarus(bench: str, top: str, parameters: dict[str, Any]) -> None:
+    run(bench, top, "odd", simulator="icarus", **parameters)
