@@ -54,7 +54,9 @@ def expected(entry: dict[str, int], counts: np.ndarray) -> list[Row]:
 
 def random_counts(entry: dict[str, int]) -> np.ndarray:
     rng = generator()
-    counts = rng.integers(0, 1 << CONFIG.count_bits, (entry["in_height"] * entry["in_width"], LANES))
+    counts = rng.integers(
+        0, 1 << CONFIG.count_bits, (entry["in_height"] * entry["in_width"], LANES)
+    )
     return counts * (rng.random(counts.shape) < random.choice([0.1, 0.6, 1.0]))
 
 
@@ -66,7 +68,8 @@ def wild_entry() -> dict[str, int]:
         channel_rows, tiles = random.randint(1, CONFIG.channel_rows), random.randint(1, 3)
         room = CONFIG.weight_rows - tiles * kernel[0] * kernel[1] * channel_rows
         if (
-            height * width <= min(CONFIG.positions, CONFIG.item_depth // channel_rows // CONFIG.digits)
+            height * width
+            <= min(CONFIG.positions, CONFIG.item_depth // channel_rows // CONFIG.digits)
             and kernel[0] * kernel[1] <= CONFIG.list_depth
             and room >= 0
         ):
@@ -101,9 +104,7 @@ class Bench:
         self.entries = [getattr(dut, f"entries__{lane}") for lane in range(LANES)]
         idle(dut, Sequencer(CONFIG))
 
-    async def run(
-        self, entry: dict[str, int], *, longest: int, stop_at: int | None = None
-    ) -> int:
+    async def run(self, entry: dict[str, int], *, longest: int, stop_at: int | None = None) -> int:
         """Run an entry, up to the cycle ``stop_at``; return the cycles that it took.
 
         The rows are freed ``2..longest`` cycles after they are pushed.
@@ -144,9 +145,7 @@ class Bench:
                 row = self.row_layout.from_bits(int(dut.row.value))
                 want = wanted[number]
                 assert lists == want.entries, where
-                assert [row.entries[lane] for lane in range(LANES)] == list(
-                    map(len, lists)
-                ), where
+                assert [row.entries[lane] for lane in range(LANES)] == list(map(len, lists)), where
                 ends = bool(row.last_of_tile), bool(row.last_of_run)
                 assert ends == (want.last_of_tile, want.last_of_run), where
                 # The walk waits for room and for nothing else.

@@ -42,7 +42,7 @@ CONFIGS: dict[str, dict[str, int]] = {
         positions=20,
         channel_rows=1,
         list_depth=2,
-        layers=1,
+        layers=2,
         frame_bytes=64,
     ),
     # Many narrow digits, and bigger kernels.
@@ -62,6 +62,12 @@ CONFIGS: dict[str, dict[str, int]] = {
         layers=3,
         frame_bytes=128,
     ),
+}
+
+# What random commands need and do: they use the first few words of each memory.
+CORE: dict[str, dict[str, int]] = {
+    "odd": dict(weight_rows=40, accumulator_rows=15, layers=3),
+    "one": dict(channel_rows=4, item_depth=40),
 }
 
 
@@ -117,13 +123,39 @@ def test_sequencer(config: str) -> None:
     assert run("sequencer", "sequencer", config, runs=15) == 5
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_array(config: str) -> None:
+    assert run("array", "array", config, runs=15) == 6
+
+
+@pytest.mark.parametrize("config, lanes", [("odd", 1), ("one", 1), ("digits", 3)])
+def test_column(config: str, lanes: int) -> None:
+    assert run("array", "column", config, changes={"lanes": lanes}) == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_engine(config: str) -> None:
+    assert run("engine", "engine", config, runs=12, resets=40) == 9
+
+
+@pytest.mark.parametrize("config", ["odd", "one"])
+def test_core(config: str) -> None:
+    assert run("core", "core", config, changes=CORE[config], commands=400, resets=10) == 6
+
+
 @pytest.mark.parametrize(
     "bench, top, parameters",
     [
         ("encoder", "encoder", {"tiles": 5}),
         ("buffers", "buffer", {"cycles": 300}),
+        ("buffers", "list", {"cycles": 300, "depth": 3}),
         ("sequencer", "sequencer", {"runs": 2}),
+        ("array", "array", {"runs": 3}),
+        ("array", "column", {}),
+        ("engine", "engine", {"runs": 1, "resets": 4}),
+        ("core", "core", {"commands": 30, "resets": 2}),
     ],
 )
 def test_on_icarus(bench: str, top: str, parameters: dict[str, Any]) -> None:
-    run(bench, top, "odd", simulator="icarus", **parameters)
+    changes = CORE["odd"] if top == "core" else {"lanes": 1} if top == "column" else {}
+    run(bench, top, "odd", simulator="icarus", changes=changes, **parameters)

@@ -1,0 +1,166 @@
+"""Random commands, for tests of anything that answers commands."""
+
+import random
+from collections.abc import Iterator
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import (
+    CommandHeader,
+    Counters,
+    LayerEntry,
+    Mode,
+    Opcode,
+    ResponseHeader,
+    Space,
+    pack,
+    size,
+)
+from ditto.host.device import word_bytes
+
+__all__ = ["random_command", "random_commands", "without_link_stalls"]
+
+_TAPS = 2  # of the largest kernel
+_TILES = 2
+_CHANNELS = 4
+_POSITIONS = 3
+_BASE = 3  # first word of the accumulators, at most
+
+
+def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
+    """Yield bodies of commands as a driver with little sense sends them, for ever.
+
+    The first ones begin a session and write every memory. After them most commands are the next in
+    order; some repeat the last one or are out of order.
+
+    Parameters
+    ----------
+    rng
+        Source of randomness.
+    config
+        The device. Small memories make for more commands that have an effect.
+
+    Raises
+    ------
+    ValueError
+        If the device is too small for the layers that :func:`random_command` makes.
+    """
+    _check(config)
+    sequence = rng.randrange(1 << 16)
+    body = pack(CommandHeader, op=Opcode.IDENTIFY, sequence=sequence)
+    yield body
+    for space, bank, depth, word in [
+        (Space.LAYERS, 0, config.layers, size(LayerEntry)),
+        *(
+            (Space.WEIGHTS, bank, config.weight_rows, _weight_bytes(config))
+            for bank in range(config.lanes)
+        ),
+        (Space.ACCUMULATORS, 0, config.accumulator_rows, _accumulator_bytes(config)),
+    ]:
+        # As many words as a frame holds, with its header and its check.
+        most = (config.frame_bytes - size(CommandHeader) - 4) // word
+        for at in range(0, depth, most):
+            sequence = (sequence + 1) % (1 << 16)
+            header = pack(
+                CommandHeader,
+                op=Opcode.WRITE,
+                space=space,
+                bank=bank,
+                address=at,
+                sequence=sequence,
+            )
+            body = header + bytes(min(most, depth - at) * word)
+            yield body
+    while True:
+        chance = rng.random()
+        if chance < 0.9:
+            body = random_command(rng, config, (sequence + 1) % (1 << 16))
+            sequence = int.from_bytes(body[:2], "little")
+        elif chance > 0.95:
+            body = random_command(rng, config, (sequence + rng.randint(2, 65535)) % (1 << 16))
+            if body[2] == Opcode.IDENTIFY.value:
+                sequence = int.from_bytes(body[:2], "little")
+        yield body
+
+
+def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
+    """Make the body of a command that often makes sense.
+
+    Layers are a few positions in one line, and words go to and come from the first few addresses,
+    so that commands have to do with each other. Some are damaged: an opcode, mode or space that
+    does not exist, an address outside, data that ends within a word.
+    """
+    entry = {
+        "in_height": 1,
+        "in_width": rng.randint(1, _POSITIONS),
+        "channels": rng.choice(range(1, _CHANNELS + 1)),
+        "kernel_height": 1,
+        "kernel_width": rng.choice([1, 1, _TAPS]),
+        "stride_y": 1,
+        "stride_x": rng.choice([1, 2]),
+        "dilation_y": 1,
+        "dilation_x": 1,
+        "out_height": 1,
+        "out_width": rng.randint(0, 2),
+        "tiles": rng.choice([1, 1, _TILES]),
+        "weight_base": rng.randint(0, 1),
+        "accumulator_base": rng.choice([_BASE - 1, _BASE]),
+        "bias_base": rng.choice([0, 1]),
+    }
+    entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
+    entry["channel_rows"] = -(-entry["channels"] // config.lanes)
+    op = rng.choice([*Opcode, Opcode.WRITE, Opcode.WRITE, Opcode.RUN, Opcode.RUN])
+    space = rng.choice([*Space, Space.DELTAS])
+    word = _accumulator_bytes(config)
+    header = dict(
+        sequence=sequence,
+        op=op,
+        mode=rng.choice([Mode.DENSE, Mode.DENSE, Mode.TEMPORAL]),
+        space=space,
+        bank=rng.randint(0, config.lanes),
+        address=rng.randint(0, 3) if rng.random() < 0.9 else rng.randrange(1 << 16),
+        count=rng.choice([0, 0, 1, 2]),
+        size=rng.choice([1, (word + 1) // 2, word]),
+    )
+    words = rng.randint(1, 2)
+    data = {
+        Space.LAYERS: pack(LayerEntry, **entry) * words,
+        Space.WEIGHTS: rng.randbytes(_weight_bytes(config) * words),
+        Space.ACCUMULATORS: rng.randbytes(word) * words,
+        Space.DELTAS: bytes(rng.choice([0, 1, 0xFF, 0x7F]) for _ in range(rng.randint(1, 12))),
+    }[space]
+    if rng.random() < 0.1:
+        data = data[:-1]
+    body = pack(CommandHeader, **header)
+    if rng.random() < 0.05:
+        body = body[:2] + rng.randbytes(3) + body[5:]
+    return body + (data if op is Opcode.WRITE or rng.random() < 0.1 else b"")
+
+
+def without_link_stalls(answer: bytes) -> bytes:
+    """Cut ``stall_link`` off an answer, which depends on the link and not on the commands."""
+    if answer[2] in (Opcode.RUN.value, Opcode.COUNTERS.value):
+        return answer[: size(ResponseHeader) + 4 * Counters._fields.index("stall_link")]
+    return answer
+
+
+def _weight_bytes(config: Config) -> int:
+    return word_bytes(config.columns, config.weight_bits)
+
+
+def _accumulator_bytes(config: Config) -> int:
+    return word_bytes(config.columns, config.accumulator_bits)
+
+
+def _check(config: Config) -> None:
+    rows = -(-_CHANNELS // config.lanes)
+    least = {
+        "weight_rows": 1 + _TILES * _TAPS * rows,
+        "accumulator_rows": _BASE + 2 * _TILES,
+        "item_depth": (_POSITIONS + 1) * rows * config.digits,
+        "positions": _POSITIONS + 1,
+        "channel_rows": rows,
+        "list_depth": _TAPS,
+    }
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"random commands need {name} = {value}, not {getattr(config, name)}")

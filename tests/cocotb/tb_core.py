@@ -1,0 +1,232 @@
+"""The whole device against the golden board: every answer, byte for byte, over a stalling link."""
+
+import random
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import FallingEdge, RisingEdge, with_timeout
+from gateware import CONFIG, PARAMETERS, chance, generator, pulse
+
+from ditto.hdl.protocol import CommandHeader, Counters, LayerEntry, Mode, Opcode, Space, pack
+from ditto.host.device import pack_deltas, pack_words
+from ditto.host.framing import Decoder, encode
+from ditto.sim.cocotb_bench import Sink, Source, start
+from ditto.sim.commands import random_commands, without_link_stalls
+from ditto.sim.golden_board import GoldenBoard
+from ditto.sim.testbench import pauses
+from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
+
+COMMANDS: int = PARAMETERS["commands"]
+RESETS: int = PARAMETERS["resets"]
+
+
+class Bench:
+    """A device and the golden board, which get the same bytes."""
+
+    def __init__(self, dut: Any, share: float) -> None:
+        self.dut = dut
+        self.golden = GoldenBoard(CONFIG)
+        self.source = Source(dut, "i", gaps=pauses(random.random(), share=share))
+        self.sink = Sink(dut, "o", stalls=pauses(random.random(), longest=5, share=share))
+        self.sequence = random.randrange(1 << 16)
+
+    async def start(self) -> None:
+        await start(self.dut, "i", "o")
+
+    async def talk(self, link: bytes, where: str = "") -> list[bytes]:
+        """Send bytes, take as many answers as the golden board gives, and compare them."""
+        wanted = self._golden(link)
+        sender = cocotb.start_soon(self.source.send(link))
+        decoder = Decoder()
+        raw = bytearray()
+        bodies: list[bytes] = []
+
+        async def receive() -> None:
+            async for byte in self.sink.each():
+                raw.append(byte)
+                bodies.extend(decoder.feed(bytes([byte])))
+                if len(bodies) == len(wanted):
+                    break
+            self.dut.o__ready.value = 0
+
+        if wanted:
+            await with_timeout(receive(), 20_000 + 500 * len(link), "us")
+        await sender
+        for number, (got, want) in enumerate(zip(bodies, wanted, strict=True)):
+            assert without_link_stalls(got) == without_link_stalls(want), (
+                f"{where}, answer {number} of {len(wanted)}: got {got.hex()}, want {want.hex()}; "
+                f"link {link.hex()}"
+            )
+        # Every byte between the answers is one of a frame.
+        assert bytes(raw) == b"".join(map(encode, bodies)), where
+        return bodies
+
+    def _golden(self, link: bytes) -> list[bytes]:
+        self.golden.write(link)
+        return Decoder().feed(self.golden.read(1 << 20, 0))
+
+    async def silence(self) -> None:
+        for _ in range(50):
+            await FallingEdge(self.dut.clk)
+            assert not int(self.dut.o__valid.value), "an answer too many"
+            await RisingEdge(self.dut.clk)
+
+    async def reset(self) -> None:
+        self.dut.i__valid.value = 0
+        self.dut.o__ready.value = 0
+        await pulse(self.dut, "rst")
+        self.golden.power_on()
+
+    def command(self, op: Opcode, data: bytes = b"", **header: Any) -> bytes:
+        """Make the frame of the next command."""
+        if op is not Opcode.IDENTIFY:
+            self.sequence = (self.sequence + 1) % (1 << 16)
+        fields = {"mode": Mode.DENSE, "space": Space.LAYERS} | header
+        return encode(pack(CommandHeader, sequence=self.sequence, op=op, **fields) + data)
+
+    def load(self, work: Workload, number: int) -> bytes:
+        """Make the frames that load a layer, a word with each."""
+        entry = work.entry
+        layer = pack(LayerEntry, **entry)
+        link = self.command(Opcode.WRITE, layer, space=Space.LAYERS, address=number)
+        for bank, words in enumerate(work.weights):
+            for row, word in enumerate(words, entry["weight_base"]):
+                data = pack_words(word[None], CONFIG.weight_bits)
+                link += self.command(
+                    Opcode.WRITE, data, space=Space.WEIGHTS, bank=bank, address=row
+                )
+        for row, word in enumerate(work.biases, entry["bias_base"]):
+            data = pack_words(word[None], CONFIG.accumulator_bits)
+            link += self.command(Opcode.WRITE, data, space=Space.ACCUMULATORS, address=row)
+        return link
+
+    def deltas(self, number: int, deltas: np.ndarray) -> bytes:
+        """Make the frames that fill the difference buffer, cut anywhere."""
+        stream = pack_deltas(deltas)
+        link, at = b"", 0
+        while at < len(stream):
+            n = random.randint(1, CONFIG.frame_bytes - 16)
+            part = stream[at : at + n]
+            link += self.command(
+                Opcode.WRITE, part, space=Space.DELTAS, address=number, count=int(at > 0)
+            )
+            at += n
+        return link
+
+    def run(self, number: int, mode: Mode) -> bytes:
+        return self.command(Opcode.RUN, address=number, mode=mode)
+
+    def read(self, work: Workload) -> bytes:
+        word = len(pack_words(np.zeros((1, CONFIG.columns)), CONFIG.accumulator_bits))
+        first = work.entry["accumulator_base"]
+        return b"".join(
+            self.command(Opcode.READ, address=row, count=1, size=random.choice([1, word, word]))
+            for row in range(first, first + work.rows)
+        ) + self.command(Opcode.READ, address=first, count=work.rows, size=word)
+
+
+def damaged(frame: bytes) -> bytes:
+    """Spoil a frame, so that it is none or another one's beginning."""
+    part = bytearray(frame)
+    match random.randrange(5):
+        case 0:
+            part[random.randrange(1, len(part) - 1)] ^= 1 << random.randrange(8)
+        case 1:
+            del part[random.randrange(1, len(part) - 1) :]
+        case 2:
+            del part[: random.randrange(2, len(part) - 1)]
+        case 3:
+            part = bytearray(random.randbytes(random.randint(1, 60)))
+        case _:
+            part = bytearray(encode(random.randbytes(CONFIG.frame_bytes)))
+    return bytes(part)
+
+
+def random_layer(rows: int) -> Workload:
+    return random_workload(generator(), CONFIG, rows=min(rows, CONFIG.accumulator_rows - 1))
+
+
+@cocotb.test()
+@cocotb.parametrize((("share", "damage"), [(0.0, 0.0), (0.3, 0.3)]))
+async def random_commands_are_answered(dut: Any, share: float, damage: float) -> None:
+    bench = Bench(dut, share)
+    await bench.start()
+    bodies = random_commands(random.Random(random.random()), CONFIG)
+    done = 0
+    while done < COMMANDS:
+        link = b""
+        for _ in range(random.choice([1, 1, 5, 20])):
+            body = next(bodies)
+            while chance(damage):
+                link += damaged(encode(body))
+            link += encode(body)
+            done += 1
+        await bench.talk(link, f"command {done}")
+    await bench.silence()
+
+
+@cocotb.test()
+@cocotb.parametrize(share=[0.0, 0.4])
+async def layers_run_exactly(dut: Any, share: float) -> None:
+    bench = Bench(dut, share)
+    await bench.start()
+    await bench.talk(bench.command(Opcode.IDENTIFY))
+    for _ in range(2):
+        work = random_layer(rows=12)
+        number = random.randrange(CONFIG.layers)
+        link = bench.load(work, number)
+        mode = Mode.DENSE
+        for kind in random.sample(DELTAS, 3):
+            deltas = random_deltas(generator(), CONFIG, work.entry, kind)
+            link += bench.deltas(number, deltas) + bench.run(number, mode) + bench.read(work)
+            mode = Mode.TEMPORAL
+        answers = await bench.talk(link, str(work.entry))
+        runs = [body for body in answers if body[2] == Opcode.RUN.value]
+        assert len(runs) == 3 and not any(body[3] for body in answers)
+        for body in runs:
+            counters = Counters.unpack(body[4:])
+            lost = counters.stall_row + CONFIG.lanes * counters.stall_item
+            assert counters.items + lost == CONFIG.lanes * counters.cycles
+    await bench.silence()
+
+
+@cocotb.test()
+async def reset_in_the_middle_of_a_run(dut: Any) -> None:
+    """Reset some cycles after the last byte of a run command; after it, everything is exact."""
+    bench = Bench(dut, 0.0)
+    await bench.start()
+    for delay in random.sample(range(100), RESETS):
+        await bench.talk(bench.command(Opcode.IDENTIFY))
+        work = random_layer(rows=6)
+        deltas = random_deltas(generator(), CONFIG, work.entry, "full")
+        load, fill = bench.load(work, 0), bench.deltas(0, deltas)
+        await bench.talk(load + fill)
+        dut.o__ready.value = 1
+        await bench.source.send(bench.run(0, Mode.DENSE))
+        for _ in range(delay):
+            await RisingEdge(dut.clk)
+        await bench.reset()
+        await bench.silence()
+        # The session is gone, and so are the deltas and the accumulators.
+        await bench.talk(bench.run(0, Mode.DENSE) + bench.command(Opcode.IDENTIFY))
+        link = bench.run(0, Mode.DENSE) + bench.load(work, 0) + bench.deltas(0, deltas)
+        link += bench.run(0, Mode.TEMPORAL) + bench.run(0, Mode.DENSE) + bench.read(work)
+        await bench.talk(link, f"reset after {delay} cycles")
+
+
+@cocotb.test()
+async def reset_among_random_commands(dut: Any) -> None:
+    bench = Bench(dut, 0.1)
+    await bench.start()
+    for _ in range(RESETS // 2):
+        bodies = random_commands(random.Random(random.random()), CONFIG)
+        await bench.talk(b"".join(encode(next(bodies)) for _ in range(30)))
+        link = b"".join(encode(next(bodies)) for _ in range(10))
+        sender = cocotb.start_soon(bench.source.send(link))
+        dut.o__ready.value = 1
+        for _ in range(random.randint(1, 600)):
+            await RisingEdge(dut.clk)
+        sender.cancel()
+        await bench.reset()
+    await bench.silence()

@@ -1,0 +1,378 @@
+# amaranth: UnusedElaboratable=no
+"""Engine against the golden model: values, counters, refusals, and reset anywhere in a run."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import FallingEdge, RisingEdge
+from gateware import CONFIG, PARAMETERS, chance, generator, idle, pulse, vector
+
+from ditto.hdl.engine import Engine, task_of
+from ditto.hdl.protocol import Counters, LayerEntry, Mode, Status
+from ditto.hdl.protocol import pack as pack_struct
+from ditto.host.device import pack_deltas
+from ditto.sim.cocotb_bench import Sink, Source, start
+from ditto.sim.golden import Golden, wrap
+from ditto.sim.testbench import pauses
+from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
+
+RUNS: int = PARAMETERS["runs"]
+RESETS: int = PARAMETERS["resets"]
+ACCUMULATOR, WEIGHT, COLUMNS = CONFIG.accumulator_bits, CONFIG.weight_bits, CONFIG.columns
+
+
+class Bench:
+    """An engine with the golden model beside it; also what a workload is loaded into."""
+
+    def __init__(self, dut: Any, share: float = 0.0) -> None:
+        self.dut = dut
+        idle(dut, Engine(CONFIG))
+        self.golden = Golden(CONFIG)
+        self.tasks = Source(dut, "tasks", shape=task_of(CONFIG))
+        self.deltas = Source(dut, "deltas", gaps=pauses(random.random(), share=share))
+        self.results = Sink(dut, "results", stalls=pauses(random.random(), longest=9, share=share))
+        self.writes: list[dict[str, int]] = []
+        self.waits = 0  # cycles in which the encoder could have taken a byte of a tile
+        self.is_sending = False
+
+    async def start(self) -> None:
+        await start(self.dut, "tasks", "deltas", "results")
+        cocotb.start_soon(self._count_waits())
+
+    async def _count_waits(self) -> None:
+        ready, valid = self.dut.deltas__ready, self.dut.deltas__valid
+        while True:
+            await FallingEdge(self.dut.clk)
+            self.waits += self.is_sending and int(ready.value) and not int(valid.value)
+
+    # What Workload.load() needs, on both sides.
+
+    def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
+        self.golden.write_layers(first, entries)
+        for number, entry in enumerate(entries, first):
+            data = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
+            self.writes.append(dict(layer_en=1, layer_address=number, layer_data=data))
+
+    def write_weights(self, bank: int, row: int, words: np.ndarray) -> None:
+        self.golden.write_weights(bank, row, words)
+        for number, word in enumerate(words.tolist(), row):
+            self.writes.append(
+                dict(
+                    weight_en=1,
+                    weight_bank=bank,
+                    weight_address=number,
+                    weight_data=vector(word, WEIGHT),
+                )
+            )
+
+    def write_accumulators(self, row: int, words: np.ndarray) -> None:
+        self.golden.write_accumulators(row, words)
+        for number, word in enumerate(words.tolist(), row):
+            self.writes.append(
+                dict(
+                    accumulator_en=1,
+                    accumulator_address=number,
+                    accumulator_data=vector(word, ACCUMULATOR),
+                )
+            )
+
+    async def load(self, work: Workload, number: int) -> None:
+        work.load(self, number)
+        for write in self.writes:
+            for name, value in write.items():
+                getattr(self.dut, name).value = value
+            await RisingEdge(self.dut.clk)
+            for name in write:
+                if name.endswith("_en"):
+                    getattr(self.dut, name).value = 0
+        self.writes.clear()
+
+    async def task(self, number: int, mode: Mode | None = None) -> Status:
+        """Begin a tile, or run an entry in a mode."""
+        await self.tasks.send([dict(run=mode is not None, entry=number, mode=mode or Mode.DENSE)])
+        return Status((await self.results.receive())[0])
+
+    async def send(self, stream: bytes) -> None:
+        """Send bytes of deltas and wait until they are encoded."""
+        # From the first byte to the last, a tile surely waits for the link when nothing comes.
+        await self.deltas.send(stream[:1])
+        self.is_sending = True
+        await self.deltas.send(stream[1:])
+        self.is_sending = False
+        await FallingEdge(self.dut.clk)
+        while int(self.dut.encoding.value):
+            await FallingEdge(self.dut.clk)
+        await RisingEdge(self.dut.clk)
+
+    async def encode(self, number: int, deltas: np.ndarray) -> None:
+        assert await self.task(number) is Status.OK
+        self.golden.write_deltas(number, deltas)
+        self.waits = 0
+        await self.send(pack_deltas(deltas))
+
+    async def read(self, row: int, count: int) -> np.ndarray:
+        dut = self.dut
+        words = []
+        for address in range(row, row + count):
+            dut.read_en.value = 1
+            dut.read_address.value = address
+            await RisingEdge(dut.clk)
+            dut.read_en.value = 0
+            for _ in range(random.choice([0, 0, 2])):
+                # What was read stays.
+                dut.read_address.value = random.randrange(CONFIG.accumulator_rows)
+                await RisingEdge(dut.clk)
+            await FallingEdge(dut.clk)
+            raw, mask = int(dut.read_data.value), (1 << ACCUMULATOR) - 1
+            words.append([raw >> n * ACCUMULATOR & mask for n in range(COLUMNS)])
+            await RisingEdge(dut.clk)
+        return wrap(np.array(words), ACCUMULATOR)
+
+    async def counters(self) -> Counters:
+        await FallingEdge(self.dut.clk)
+        result = Counters.unpack(int(self.dut.counters.value).to_bytes(32, "little"))
+        await RisingEdge(self.dut.clk)
+        return result
+
+    async def run(self, work: Workload, number: int, mode: Mode, where: str = "") -> None:
+        """Run, and compare the counters and all accumulators."""
+        where = f"{where} entry {number} {work.entry}, {mode.name}"
+        assert await self.task(number, mode) is Status.OK, where
+        want = self.golden.run(number, mode)
+        got = await self.counters()
+        assert got._replace(stall_link=0) == want, where
+        assert got.stall_link >= self.waits, where
+        await self.compare(work, where)
+
+    async def compare(self, work: Workload, where: str) -> None:
+        first, count = work.entry["bias_base"], work.rows + work.entry["tiles"]
+        wanted = self.golden.read_accumulators(first, count)
+        np.testing.assert_array_equal(await self.read(first, count), wanted, where)
+
+
+def random_layer(rows: int = 25) -> Workload:
+    """Make a layer whose run is not cut off."""
+    rows = min(rows, CONFIG.accumulator_rows - 1)
+    return random_workload(generator(), CONFIG, rows=rows)
+
+
+def deltas_of(work: Workload, kind: str | None = None) -> np.ndarray:
+    return random_deltas(generator(), CONFIG, work.entry, kind or random.choice(DELTAS))
+
+
+@cocotb.test()
+@cocotb.parametrize(share=[0.0, 0.5])
+async def runs_follow_each_other(dut: Any, share: float) -> None:
+    bench = Bench(dut, share)
+    await bench.start()
+    for _ in range(RUNS):
+        number = random.randrange(CONFIG.layers)
+        work = random_layer()
+        await bench.load(work, number)
+        mode = Mode.DENSE
+        for kind in random.sample(DELTAS, len(DELTAS)):
+            await bench.encode(number, deltas_of(work, kind))
+            await bench.run(work, number, mode, kind)
+            mode = random.choice(list(Mode))
+
+
+@cocotb.test()
+async def entries_keep_their_state_beside_each_other(dut: Any) -> None:
+    """Two entries share everything but their accumulators, and take turns."""
+    bench = Bench(dut, 0.1)
+    await bench.start()
+    while True:
+        work = random_layer(rows=CONFIG.accumulator_rows // 3)
+        base = work.entry["accumulator_base"] + work.rows
+        if base + work.rows <= CONFIG.accumulator_rows:
+            break
+    other = work._replace(entry=work.entry | {"accumulator_base": base})
+    pair = [(0, work), (CONFIG.layers - 1, other)]
+    for number, layer in pair:
+        await bench.load(layer, number)
+    modes = dict.fromkeys((number for number, _ in pair), Mode.DENSE)
+    for _ in range(2 * RUNS):
+        number, layer = random.choice(pair)
+        await bench.encode(number, deltas_of(layer))
+        await bench.run(layer, number, modes[number])
+        modes[number] = Mode.TEMPORAL
+        for _, each in pair:
+            await bench.compare(each, "after a run of either")
+
+
+async def refused_without_deltas(bench: Bench, work: Workload) -> None:
+    stream = pack_deltas(deltas_of(work, "full"))
+    for mode in Mode:
+        assert await bench.task(0, mode) is Status.NO_DELTAS, "no tile has begun"
+    wrong = [b"", stream[:-1], stream + b"\1", stream + b"\x80", stream + b"\x80\1", stream * 2]
+    for bytes_ in wrong:
+        assert await bench.task(0) is Status.OK
+        if bytes_:
+            await bench.send(bytes_)
+        assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS, bytes_.hex()
+    # Right deltas, but for the other entry.
+    assert await bench.task(1) is Status.OK
+    await bench.send(stream)
+    assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS
+    # They are used up by a run, and forgotten with the rest.
+    await bench.encode(0, deltas_of(work))
+    await bench.run(work, 0, Mode.DENSE)
+    assert await bench.task(0, Mode.TEMPORAL) is Status.NO_DELTAS
+    await bench.encode(0, deltas_of(work))
+    await pulse(bench.dut, "forget")
+    assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS
+
+
+async def refused_without_state(bench: Bench, work: Workload) -> None:
+    async def refused(where: str) -> None:
+        await bench.encode(0, deltas_of(work))
+        assert await bench.task(0, Mode.TEMPORAL) is Status.NO_STATE, where
+
+    async def fill() -> None:
+        await bench.encode(0, deltas_of(work))
+        await bench.run(work, 0, Mode.DENSE)
+
+    await refused("nothing has run")
+    # The deltas are still there.
+    await bench.run(work, 0, Mode.DENSE)
+    await pulse(bench.dut, "forget")
+    bench.golden.reset()
+    await refused("after forget")
+    await fill()
+    await bench.load(work, 0)
+    await refused("the entry was written")
+    await fill()
+    await bench.load(work, 1)
+    await bench.encode(0, deltas_of(work))
+    await bench.run(work, 0, Mode.TEMPORAL, "another entry was written")
+    await bench.encode(1, deltas_of(work))
+    assert await bench.task(1, Mode.TEMPORAL) is Status.NO_STATE, "the other entry has not run"
+
+
+async def refused_layers(bench: Bench, work: Workload) -> None:
+    sizes = (
+        "positions channels channel_rows out_height out_width kernel_height kernel_width tiles"
+    ).split()
+    taps = CONFIG.list_depth + 1
+    kernels = [(h, w) for h in range(1, 16) for w in range(1, 16) if h * w >= taps]
+    kernel = random.choice(kernels)
+    wrong = [
+        *({name: 0} for name in sizes),
+        {"channel_rows": CONFIG.channel_rows + 1},
+        {"channel_rows": 1 << 15},
+        {"kernel_height": kernel[0], "kernel_width": kernel[1]},
+    ]
+    for change in wrong:
+        await bench.load(work._replace(entry=work.entry | change), 1)
+        assert await bench.task(1) is Status.BAD_LAYER, change
+        assert await bench.task(1, Mode.DENSE) is Status.BAD_LAYER, change
+
+
+async def refused_rows(bench: Bench, work: Workload) -> None:
+    """Stop a run that would fill more than the accumulator buffer; then run, exactly."""
+    limit = CONFIG.accumulator_rows
+    for rows in (limit + 1, limit + 20, 60_000):
+        change = {"out_height": 1, "out_width": rows, "tiles": 1}
+        await bench.load(work._replace(entry=work.entry | change), 1)
+        assert await bench.task(1) is Status.OK
+        deltas = deltas_of(work, "full")
+        await bench.send(pack_deltas(deltas))
+        assert await bench.task(1, Mode.DENSE) is Status.BAD_LAYER, change
+        # Every lane and list is empty again; biases and accumulators have to be written anew.
+        await bench.load(work, 0)
+        await bench.encode(0, deltas)
+        await bench.run(work, 0, Mode.DENSE, f"after {rows} rows")
+        await bench.encode(0, deltas_of(work))
+        await bench.run(work, 0, Mode.TEMPORAL, f"after {rows} rows")
+        assert await bench.task(1) is Status.OK
+        await bench.send(pack_deltas(deltas))
+        assert await bench.task(1, Mode.TEMPORAL) is Status.NO_STATE, "a run that was cut off"
+
+
+REFUSALS: dict[str, Callable[[Bench, Workload], Any]] = {
+    "deltas": refused_without_deltas,
+    "state": refused_without_state,
+    "layers": refused_layers,
+    "rows": refused_rows,
+}
+
+
+@cocotb.test()
+@cocotb.parametrize(reason=list(REFUSALS))
+async def tasks_are_refused(dut: Any, reason: str) -> None:
+    bench = Bench(dut, 0.1)
+    await bench.start()
+    for _ in range(3):
+        work = random_layer(rows=CONFIG.accumulator_rows // 2)
+        for number in (0, 1):
+            await bench.load(work, number)
+        await REFUSALS[reason](bench, work)
+        # Whatever was refused, the next run is exact.
+        await bench.load(work, 0)
+        await bench.encode(0, deltas_of(work))
+        await bench.run(work, 0, Mode.DENSE)
+        await pulse(dut, "forget")
+        bench.golden.reset()
+
+
+@cocotb.test()
+async def reset_at_every_cycle_of_a_run(dut: Any) -> None:
+    """Reset 0, 1, 2... cycles after a task was taken, until it ends by itself; then run exactly."""
+    bench = Bench(dut, 0.0)
+    await bench.start()
+    delay = 0
+    ended = 0
+    step = 1
+    while ended < 5:
+        if delay % RESETS == 0:
+            work = random_layer(rows=8)
+        await bench.load(work, 0)
+        await bench.encode(0, deltas_of(work, "full"))
+        # A task, or two: the reset also falls into what follows a report.
+        task = dict(run=1, entry=0, mode=Mode.DENSE)
+        await bench.tasks.send([task])
+        dut.results__ready.value = delay % 2
+        is_reported = False
+        for _ in range(delay):
+            await FallingEdge(dut.clk)
+            is_reported |= bool(int(dut.results__valid.value))
+            await RisingEdge(dut.clk)
+        ended += is_reported
+        await pulse(dut, "rst")
+        dut.results__ready.value = 0
+        bench.golden.reset()
+        await FallingEdge(dut.clk)
+        assert not int(dut.results__valid.value) and not int(dut.encoding.value)
+        await RisingEdge(dut.clk)
+        where = f"reset after {delay} cycles"
+        if chance(0.5):
+            assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS, where
+        deltas = deltas_of(work)
+        await bench.encode(0, deltas)
+        if chance(0.5):
+            assert await bench.task(0, Mode.TEMPORAL) is Status.NO_STATE, where
+        await bench.run(work, 0, Mode.DENSE, where)
+        await bench.encode(0, deltas_of(work))
+        await bench.run(work, 0, Mode.TEMPORAL, where)
+        # Every cycle of the beginning, and then some of a long run.
+        step = 1 if delay < RESETS else random.randint(1, 1 + delay // 8)
+        delay += step
+
+
+@cocotb.test()
+async def reset_among_the_deltas(dut: Any) -> None:
+    bench = Bench(dut, 0.2)
+    await bench.start()
+    for _ in range(RESETS // 2):
+        work = random_layer(rows=8)
+        await bench.load(work, 1)
+        stream = pack_deltas(deltas_of(work, "full"))
+        assert await bench.task(1) is Status.OK
+        await bench.deltas.send(stream[: random.randrange(len(stream))])
+        await pulse(dut, "rst")
+        bench.golden.reset()
+        await bench.encode(1, deltas_of(work))
+        await bench.run(work, 1, Mode.DENSE)
