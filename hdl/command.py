@@ -1,6 +1,6 @@
 """Command machine: carries out the commands of :mod:`ditto.hdl.protocol` and answers them."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -158,7 +158,7 @@ class CommandMachine(wiring.Component):
         ]
         more = Signal()  # the body has not been taken in full
 
-        def answer(result: Status | Signal) -> None:
+        def answer(result: ValueLike) -> None:
             m.d.sync += status.eq(result)
             m.next = "Drain"
 

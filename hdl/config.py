@@ -16,7 +16,7 @@ class MemoryUse(NamedTuple):
     """One kind of memory of a device: ``count`` memories of ``depth`` words of ``width`` bits."""
 
     name: str
-    count: int
+    count: int  # type: ignore[override]
     depth: int
     width: int
 

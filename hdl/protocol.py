@@ -22,12 +22,15 @@ the last sequence is answered again and not carried out again; any other is refu
 is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
 """
 
+# Amaranth's structures are written with shapes where a type checker expects types.
+# pyright: reportGeneralTypeIssues=false
+
 import enum as py_enum
 import struct
 from functools import cache
 from typing import NamedTuple
 
-from amaranth.hdl import signed, unsigned
+from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data, enum
 
 __all__ = [
@@ -250,7 +253,7 @@ def _fields(shape: type[data.Struct]) -> dict[str, tuple[int, int]]:
 @cache
 def size(shape: type[data.Struct]) -> int:
     """Return the bytes of a structure of this module."""
-    return data.Layout.cast(shape).size // 8
+    return Shape.cast(shape).width // 8
 
 
 def pack(shape: type[data.Struct], /, **values: int | py_enum.Enum) -> bytes:

@@ -11,7 +11,9 @@ __all__ = ["encode", "grid"]
 
 
 def grid(images: NDArray[np.uint8], *, zoom: int = 8, gap: int = 2) -> NDArray[np.uint8]:
-    """Arrange images in a grid that is about as wide as high, with dark gaps between them.
+    """Arrange images in a grid with dark gaps between them.
+
+    The grid is about as wide as high, or somewhat wider if its rows are all full then.
 
     Parameters
     ----------
@@ -23,7 +25,8 @@ def grid(images: NDArray[np.uint8], *, zoom: int = 8, gap: int = 2) -> NDArray[n
         Pixels between images.
     """
     count = len(images)
-    columns = int(np.ceil(np.sqrt(count)))
+    root = int(np.ceil(np.sqrt(count)))
+    columns = next((n for n in range(root, root * 3 // 2) if count % n == 0), root)
     rows = -(-count // columns)
     big = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     height, width = big.shape[1] + gap, big.shape[2] + gap

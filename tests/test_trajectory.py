@@ -1,7 +1,7 @@
 """The demo model over a whole run: on the golden model in both modes, and on the compiled RTL."""
 
 from importlib.resources import as_file, files
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from ditto.hdl.config import demo
 from ditto.hdl.protocol import Mode
 from ditto.host.boards import open_device
+from ditto.host.device import Accelerator
 from ditto.host.executor import Executor
 from ditto.host.model import Model
 from ditto.host.program import Program
@@ -48,7 +49,8 @@ class Recorder:
 def run(model: Model, program: Program, board: str, mode: Mode) -> tuple[Recorder, Drawing]:
     recorder = Recorder(open_device(board, demo))
     sampler = DDIM(Schedule.from_metadata(model.metadata), steps=STEPS)
-    return recorder, draw(model, program, lambda: recorder, sampler, samples=1, seed=1, mode=mode)
+    device = cast(Accelerator, recorder)
+    return recorder, draw(model, program, lambda: device, sampler, samples=1, seed=1, mode=mode)
 
 
 def test_fifty_steps_agree_in_every_accumulator(model: Model, program: Program) -> None:

@@ -12,11 +12,37 @@ from cocotb.triggers import RisingEdge
 
 from ditto.hdl.config import Config
 from ditto.sim.cocotb_bench import parameters
+from ditto.sim.workload import Workload
 
-__all__ = ["CONFIG", "PARAMETERS", "chance", "generator", "idle", "pack", "pulse", "vector"]
+__all__ = [
+    "CONFIG",
+    "LIMIT_MS",
+    "PARAMETERS",
+    "WARM_UP",
+    "chance",
+    "generator",
+    "idle",
+    "pack",
+    "pulse",
+    "vector",
+]
 
 PARAMETERS = parameters()
 CONFIG = Config(**PARAMETERS["config"])
+LIMIT_MS = 5
+"""Longest that a test may take, 100,000 cycles a millisecond: a device that hangs fails."""
+
+_ONES = (
+    "in_height in_width positions channel_rows out_height out_width kernel_height kernel_width "
+    "stride_y stride_x dilation_y dilation_x tiles accumulator_base"
+).split()
+WARM_UP = Workload(
+    dict.fromkeys(_ONES, 1)
+    | {"channels": CONFIG.lanes, "pad_top": 0, "pad_left": 0, "weight_base": 0, "bias_base": 0},
+    np.zeros((CONFIG.lanes, 1, CONFIG.columns), np.int64),
+    np.zeros((1, CONFIG.columns), np.int64),
+)
+"""A layer of one position, in which every lane has work."""
 
 
 def generator() -> np.random.Generator:

@@ -147,7 +147,7 @@ class Bench:
         if reads:
             dut.read_data.value = vector(self.accumulators[read].tolist(), ACCUMULATOR)
         if want is not None:
-            self.accumulators[address] = word
+            self.accumulators[want[1]] = want[2]
         self.before = issue
         self.cycle += 1
         for name in signals:

@@ -7,7 +7,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
-from gateware import CONFIG, PARAMETERS, chance, generator, idle, pulse
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, generator, idle, pulse
 
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.encoder import Encoder
@@ -155,7 +155,7 @@ def random_tile() -> tuple[np.ndarray, int]:
     return random_deltas(generator(), CONFIG, entry, random.choice(DELTAS)).ravel(), channels
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 async def every_delta(dut: Any) -> None:
     bench = Bench(dut, share=0.1)
     await bench.start()
@@ -169,7 +169,7 @@ async def every_delta(dut: Any) -> None:
             await bench.tile(part[: len(part) // channels * channels], channels)
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 @cocotb.parametrize(share=[0.0, 0.4])
 async def random_tiles(dut: Any, share: float) -> None:
     bench = Bench(dut, share)
@@ -178,7 +178,7 @@ async def random_tiles(dut: Any, share: float) -> None:
         await bench.tile(*random_tile())
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 async def a_tile_begins_anywhere_in_the_last_one(dut: Any) -> None:
     bench = Bench(dut, share=0.2)
     await bench.start()
@@ -189,7 +189,7 @@ async def a_tile_begins_anywhere_in_the_last_one(dut: Any) -> None:
             await bench.tile(*random_tile())
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 async def reset_anywhere(dut: Any) -> None:
     bench = Bench(dut, share=0.2)
     await bench.start()

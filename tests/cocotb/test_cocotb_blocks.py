@@ -135,12 +135,12 @@ def test_column(config: str, lanes: int) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_engine(config: str) -> None:
-    assert run("engine", "engine", config, runs=12, resets=40) == 9
+    assert run("engine", "engine", config, runs=8, resets=30) == 9
 
 
 @pytest.mark.parametrize("config", ["odd", "one"])
 def test_core(config: str) -> None:
-    assert run("core", "core", config, changes=CORE[config], commands=400, resets=10) == 6
+    assert run("core", "core", config, changes=CORE[config], commands=250, resets=8) == 6
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_core(config: str) -> None:
         ("sequencer", "sequencer", {"runs": 2}),
         ("array", "array", {"runs": 3}),
         ("array", "column", {}),
-        ("engine", "engine", {"runs": 1, "resets": 4}),
+        ("engine", "engine", {"runs": 1, "resets": 3}),
         ("core", "core", {"commands": 30, "resets": 2}),
     ],
 )

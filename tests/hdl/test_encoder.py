@@ -42,7 +42,7 @@ def encode(
     config: Config, tiles: list[np.ndarray], seed: int | None = None
 ) -> tuple[list[Any], dict[str, int]]:
     """Encode tiles one after another; return what the last one left, and the outputs."""
-    dut = Encoder(config)
+    dut: Any = Encoder(config)
     rows = -(-tiles[-1].shape[1] // config.lanes)
     slot = rows * config.digits
     buffer: dict[tuple[int, int], tuple[int, int, int]] = {}
