@@ -9,7 +9,7 @@ A frame is ``COBS(body + CRC-32(body))`` between zero bytes. A command's body is
 ======== ============================= ==========================================================
 opcode   uses                          effect; data of the response
 ======== ============================= ==========================================================
-IDENTIFY --                            begins a session at ``sequence``; :class:`Identity` bytes
+IDENTIFY --                            begins a session at ``sequence``; :func:`identity`
 RESET    --                            forgets which layers hold accumulators, and the deltas
 WRITE    space, bank, address, count   stores the data, see :class:`Space`
 RUN      address, mode                 runs a layer-table entry; :class:`Counters` of the run

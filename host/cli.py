@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -359,7 +360,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
     def text(total: Total) -> str:
         zero, narrow, wide = (100 * share for share in shares(total.counters))
         return (
-            f"zero {zero:4.1f} %  narrow {narrow:4.1f} %  wide {wide:4.1f} %  "
+            f"zero {zero:4.1f}%  narrow {narrow:4.1f}%  wide {wide:4.1f}%  "
             f"{total.counters.cycles:,} cycles"
         )
 
@@ -369,8 +370,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
 
         bar = stack.enter_context(
             Progress(
-                TextColumn("{task.description}"),
-                BarColumn(20),
+                BarColumn(8),  # the line fits 80 columns
                 MofNCompleteColumn(),
                 Remaining(compact=True),
                 TextColumn("{task.fields[step]}"),
@@ -380,7 +380,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
         task = bar.add_task("denoising", total=samples * steps, step="")
 
         def advance(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
-            bar.update(task, advance=1, step=f"t={timestep:3}  {text(Total.of(runs))}")
+            bar.update(task, advance=1, step=text(Total.of(runs)))
 
         return advance
 
@@ -410,15 +410,23 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
             f"{100 * numbers['utilization']:.1f}",
         ]
 
-    table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
-    heads = ["layer", "kind", "sizes", "zero %", "narrow %", "wide %"]
-    heads += [f"cycles\n{facts['mode']}", "cycles\ndense", "ratio", "used %"]
-    totals = ["all layers", "", "", *row(facts["total"])]
-    for head, total in zip(heads, totals, strict=True):
-        left = head in ("layer", "kind", "sizes")
-        table.add_column(head, total, justify="left" if left else "right", no_wrap=head != "layer")
+    # In 80 columns there is no room for what the name and the sizes tell as well.
+    narrow = console.width < 110
+    texts = ["layer", "sizes"] if narrow else ["layer", "kind", "sizes"]
+    heads = ["zero\n%", "narrow\n%", "wide\n%"]
+    heads += [f"cycles\n{facts['mode']}", "cycles\ndense", "ratio", "used\n%"]
+    table = Table(
+        box=box.SIMPLE, pad_edge=False, show_footer=True, padding=(0, 0, 0, 1) if narrow else (0, 1)
+    )
+    for text in texts:
+        table.add_column(text, "all layers" if text == "layer" else "", overflow="fold")
+    for head, total in zip(heads, row(facts["total"]), strict=True):
+        table.add_column(head, total, justify="right", no_wrap=True)
     for layer in facts["layers"]:
-        table.add_row(layer["name"], layer["kind"], layer["sizes"], *row(layer))
+        # The last part of a name mostly repeats the operator.
+        name = re.sub(r"/(Conv|Gemm|MatMul)$", "", layer["name"])
+        cells = {"layer": name, "kind": layer["kind"], "sizes": layer["sizes"]}
+        table.add_row(*(cells[text] for text in texts), *row(layer))
     console.print(table)
     print(
         "cycles are those of a step; used: multipliers at work on nonzero digits, for real channels"

@@ -284,8 +284,14 @@ async def refused_layers(bench: Bench, work: Workload) -> None:
 async def refused_rows(bench: Bench, work: Workload) -> None:
     """Stop a run that would fill more than the accumulator buffer; then run, exactly."""
     limit = CONFIG.accumulator_rows
-    for rows in (limit + 1, limit + 20, 60_000):
-        change = {"out_height": 1, "out_width": rows, "tiles": 1}
+    tiles = limit // (work.rows // work.entry["tiles"]) + 1
+    changes = [
+        # Beyond the image, where there is nothing to do, and in the middle of the work.
+        {"out_height": 1, "out_width": limit + 1, "tiles": 1},
+        {"tiles": tiles},
+        {"tiles": tiles + random.randrange(60_000)},
+    ]
+    for change in changes:
         await bench.load(work._replace(entry=work.entry | change), 1)
         assert await bench.task(1) is Status.OK
         deltas = deltas_of(work, "full")
@@ -294,9 +300,9 @@ async def refused_rows(bench: Bench, work: Workload) -> None:
         # Every lane and list is empty again; biases and accumulators have to be written anew.
         await bench.load(work, 0)
         await bench.encode(0, deltas)
-        await bench.run(work, 0, Mode.DENSE, f"after {rows} rows")
+        await bench.run(work, 0, Mode.DENSE, f"after {change}")
         await bench.encode(0, deltas_of(work))
-        await bench.run(work, 0, Mode.TEMPORAL, f"after {rows} rows")
+        await bench.run(work, 0, Mode.TEMPORAL, f"after {change}")
         assert await bench.task(1) is Status.OK
         await bench.send(pack_deltas(deltas))
         assert await bench.task(1, Mode.TEMPORAL) is Status.NO_STATE, "a run that was cut off"

@@ -274,4 +274,4 @@ def test_progress_bar_on_a_terminal(denoiser_file: Path, tmp_path: Path) -> None
     os.close(ours)
     assert process.returncode == 0
     text = shown.decode()
-    assert "denoising" in text and "12/12" in text and "narrow" in text and "sample 0" not in text
+    assert "12/12" in text and "narrow" in text and "sample 0" not in text
