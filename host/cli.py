@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -416,7 +415,7 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     heads = ["zero\n%", "narrow\n%", "wide\n%"]
     heads += [f"cycles\n{facts['mode']}", "cycles\ndense", "ratio", "used\n%"]
     table = Table(
-        box=box.SIMPLE, pad_edge=False, show_footer=True, padding=(0, 0, 0, 1) if narrow else (0, 1)
+        box=box.SIMPLE, pad_edge=False, show_footer=True, padding=(0, 0) if narrow else (0, 1)
     )
     for text in texts:
         table.add_column(text, "all layers" if text == "layer" else "", overflow="fold")

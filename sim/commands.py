@@ -72,14 +72,17 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             yield body
     while True:
         chance = rng.random()
-        if chance < 0.9:
+        if chance < 0.85:
             body = random_command(rng, config, (sequence + 1) % (1 << 16))
             sequence = int.from_bytes(body[:2], "little")
-        elif chance > 0.95:
-            body = random_command(rng, config, (sequence + rng.randint(2, 65535)) % (1 << 16))
-            if body[2] == Opcode.IDENTIFY.value:
-                sequence = int.from_bytes(body[:2], "little")
-        yield body
+            yield body
+        elif chance < 0.93:
+            yield body
+        else:
+            other = random_command(rng, config, (sequence + rng.randint(2, 65535)) % (1 << 16))
+            if other[2] == Opcode.IDENTIFY.value:
+                body, sequence = other, int.from_bytes(other[:2], "little")
+            yield other
 
 
 def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
