@@ -139,6 +139,11 @@ class Config:
                 f"{self.channel_rows * self.digits - self.item_depth} more items are needed"
             )
 
+    @staticmethod
+    def least(name: str) -> int:
+        """Return the least value that a parameter may have."""
+        return _RANGES[name][0]
+
     @property
     def delta_bits(self) -> int:
         """Width of a signed delta, in bits."""

@@ -229,6 +229,8 @@ class Engine(wiring.Component):
 
         def finish(status: Status) -> None:
             m.d.sync += self.results.payload.eq(status)
+            if status is not Status.OK:
+                m.d.sync += loaded.eq(0)
             m.next = "Report"
 
         with m.FSM():
@@ -278,7 +280,7 @@ class Engine(wiring.Component):
                 with m.If(self.results.ready):
                     m.next = "Idle"
         with m.If(self.layer_en):
-            m.d.sync += filled.eq(filled & ~written_bit)
+            m.d.sync += [filled.eq(filled & ~written_bit), loaded.eq(0)]
         with m.If(self.forget):
             m.d.sync += [filled.eq(0), loaded.eq(0)]
 

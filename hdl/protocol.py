@@ -111,7 +111,8 @@ class Status(enum.Enum, shape=8):
     BAD_SEQUENCE = 4
     #: A temporal run of an entry that holds no accumulators since RESET.
     NO_STATE = 5
-    #: The difference buffer does not hold exactly the positions of the entry.
+    #: The difference buffer does not hold exactly the positions of the entry. A run uses the deltas
+    #: up, even one that is refused; so does writing the layer table.
     NO_DELTAS = 6
     #: The layer-table entry has a zero size or does not fit the device.
     BAD_LAYER = 7

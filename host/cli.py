@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.resources import files
@@ -61,9 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0, 1 for a device or an input, 2 for wrong usage, 3 for a failed build,
-        4 for a missing tool, 130 for ^C.
+        4 for a missing tool, 130 for ^C or SIGTERM.
     """
     options = _parser().parse_args(arguments)
+    if arguments is None:
+        # A command of its own: `kill` leaves as little behind as ^C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("ditto").setLevel(logging.WARNING if options.quiet else logging.INFO)
     try:
@@ -71,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if options.debug:
             raise
+        warnings.simplefilter("ignore")  # Amaranth's, about the modules that it didn't come to.
         print("ditto: interrupted; nothing was written", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:

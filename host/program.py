@@ -230,7 +230,7 @@ def _needs(
 
     def need(name: str, shares: Sequence[int], least: int = 0) -> int:
         share = max(shares)
-        value = max(sum(shares) if name in _SUMS else share, least)
+        value = max(sum(shares) if name in _SUMS else share, least, Config.least(name))
         result.append(_Need(name, value, layers[shares.index(share)].name, share))
         return value
 

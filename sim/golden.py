@@ -127,6 +127,7 @@ class Golden:
         self._check(first + len(entries) <= self.config.layers, Status.BAD_ADDRESS, "layer table")
         self._layers[first : first + len(entries)] = [dict(entry) for entry in entries]
         self._filled.difference_update(range(first, first + len(entries)))
+        self._deltas = None
 
     def write_weights(self, bank: int, row: int, words: NDArray[Any]) -> None:
         """Write words of shape (rows, columns) into a weight bank, from ``row`` on."""
@@ -161,7 +162,7 @@ class Golden:
         self._deltas = deltas
 
     def run(self, entry: int, mode: Mode) -> Counters:
-        """Run a layer-table entry: ``a = W * d + start``, and count.
+        """Run a layer-table entry: ``a = W * d + start``, and count. Uses the deltas up.
 
         Raises
         ------
@@ -171,7 +172,7 @@ class Golden:
         config = self.config
         self._check(entry < config.layers, Status.BAD_ADDRESS, f"layer {entry}")
         layer = self._layers[entry]
-        deltas = self._deltas
+        deltas, self._deltas = self._deltas, None
         shape = (layer["positions"], layer["channels"])
         if deltas is None or deltas.shape != shape:
             raise CommandError(Status.NO_DELTAS, f"layer {entry}")
@@ -198,7 +199,6 @@ class Golden:
             )
             self._accumulators[at] = wrap(start + change, config.accumulator_bits)
         self._filled.add(entry)
-        self._deltas = None
         return self.count(layer, deltas)
 
     def count(self, layer: dict[str, int], deltas: NDArray[Any]) -> Counters:

@@ -172,6 +172,7 @@ class GoldenBoard:
         if words and space is Space.LAYERS:
             entries = [unpack(LayerEntry, stored[i * word :][:word]) for i in range(words)]
             golden.write_layers(address, entries)
+            self._tile = None
             self._entries.update(enumerate(entries, address))
         elif words and space is Space.WEIGHTS:
             values = unpack_words(stored, config.columns, config.weight_bits)
@@ -186,6 +187,7 @@ class GoldenBoard:
         if address >= self.config.layers:
             raise CommandError(Status.BAD_ADDRESS)
         if count == 0:
+            self._tile = None
             self._layer(address)
             self._empty()
             self._tile = address
@@ -200,10 +202,13 @@ class GoldenBoard:
                 self._deltas.append(byte - 256 if byte > 127 else byte)
 
     def _run(self, address: int, mode: Mode) -> None:
+        if address >= self.config.layers:
+            raise CommandError(Status.BAD_ADDRESS)
+        tile, self._tile = self._tile, None
         layer = self._layer(address)
         positions, channels = layer["positions"], layer["channels"]
         if (
-            self._tile != address
+            tile != address
             or self._escape
             or len(self._deltas) != positions * channels
             or positions > self.config.positions
@@ -213,7 +218,6 @@ class GoldenBoard:
         deltas = np.array(self._deltas, np.int64).reshape(positions, channels)
         self.golden.write_deltas(address, deltas)
         self._counters = self.golden.run(address, mode)
-        self._tile = None
 
     def _layer(self, address: int) -> dict[str, int]:
         """Return a layer-table entry that a run can use."""

@@ -183,7 +183,8 @@ def test_silent_device(
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_interrupt(denoiser_file: Path, tmp_path: Path, jobs: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt(denoiser_file: Path, tmp_path: Path, jobs: str, number: int) -> None:
     command = [sys.executable, "-m", "ditto.host.cli", "denoise", str(denoiser_file)]
     options = ["--board", "golden", "--steps", "1000", "--samples", "900", "--jobs", jobs]
     process = subprocess.Popen(
@@ -193,7 +194,7 @@ def test_interrupt(denoiser_file: Path, tmp_path: Path, jobs: str) -> None:
     while len(os.listdir(tmp_path)) == 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # in the middle of a sample
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     begun = time.monotonic()
     _, errors = process.communicate(timeout=30)
     assert time.monotonic() - begun < 5

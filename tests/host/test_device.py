@@ -355,7 +355,10 @@ def test_runs_that_make_no_sense() -> None:
     refused(Status.NO_DELTAS, 0)
     device.write_deltas(0, deltas)
     refused(Status.NO_DELTAS, 1)
+    refused(Status.NO_DELTAS, 0)  # the refused run has used them up
+    device.write_deltas(0, deltas)
     refused(Status.NO_STATE, 0, Mode.TEMPORAL)
+    device.write_deltas(0, deltas)
     device.run(0, Mode.DENSE)
     refused(Status.NO_DELTAS, 0)
     for shape in ((3, 2), (5, 2), (4, 3)):

@@ -96,7 +96,7 @@ def test_placed_layers_compute_what_they_mean(data: st.DataObject) -> None:
         layers.append(layer)
         shapes.append(shape_of(layer, (image[0], image[1])))
     # As small a difference buffer as there can be, so that there are bands.
-    config = suggest(layers, shapes, replace(CONFIG, positions=1, item_depth=96))
+    config = suggest(layers, shapes, replace(CONFIG, positions=2, item_depth=96))
     config = replace(config, positions=config.positions + draw(st.integers(0, 20)), layers=64)
     program = Program(layers, shapes, config)
     device = Golden(config)
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_named_with_the_sizes() -> None:
         channel_rows=9,
         list_depth=8,
         positions=30,
-        layers=1,
+        layers=2,
         accumulator_bits=17,
     )
     with pytest.raises(PlacementError) as caught:

@@ -121,6 +121,8 @@ def test_runs_without_their_state_are_refused() -> None:
     assert refused(Mode.DENSE) is Status.NO_DELTAS
     golden.write_deltas(0, deltas)
     assert refused(Mode.TEMPORAL) is Status.NO_STATE
+    assert refused(Mode.DENSE) is Status.NO_DELTAS
+    golden.write_deltas(0, deltas)
     golden.run(0, Mode.DENSE)
     assert refused(Mode.TEMPORAL) is Status.NO_DELTAS
     golden.write_deltas(0, deltas)

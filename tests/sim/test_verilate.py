@@ -11,7 +11,7 @@ import pytest
 
 from ditto.sim import verilate
 from ditto.sim.board import SimulatedBoard
-from ditto.sim.verilate import BuildError, build, cache_folder, remember
+from ditto.sim.verilate import BuildError, MissingToolError, build, cache_folder, remember
 
 ECHO = Path(__file__).with_name("echo.v").read_text()
 
@@ -117,7 +117,7 @@ def test_cxx_may_have_arguments(
 
 def test_a_compiler_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -v")
-    with pytest.raises(BuildError, match="CXX names does not exist: 'no-such-compiler'$"):
+    with pytest.raises(MissingToolError, match="CXX names does not exist: 'no-such-compiler'$"):
         build(ECHO)
 
 
@@ -130,7 +130,7 @@ def test_without_a_compiler_both_remedies_are_named(
     )
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BuildError, match=r"install g\+\+ or clang\+\+ .* pip install ziglang$"):
+    with pytest.raises(MissingToolError, match=r"install g\+\+ or clang\+\+ .* pip install ziglang$"):
         build(ECHO)
 
 
