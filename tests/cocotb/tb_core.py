@@ -216,7 +216,8 @@ async def reset_in_the_middle_of_a_run(dut: Any) -> None:
         # The session is gone, and so are the deltas and the accumulators.
         await bench.talk(bench.run(0, Mode.DENSE) + bench.command(Opcode.IDENTIFY))
         link = bench.run(0, Mode.DENSE) + bench.load(work, 0) + bench.deltas(0, deltas)
-        link += bench.run(0, Mode.TEMPORAL) + bench.run(0, Mode.DENSE) + bench.read(work)
+        link += bench.run(0, Mode.TEMPORAL) + bench.deltas(0, deltas) + bench.run(0, Mode.DENSE)
+        link += bench.read(work)
         await bench.talk(link, f"reset after {delay} cycles")
 
 

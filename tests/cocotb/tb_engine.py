@@ -371,6 +371,7 @@ async def reset_at_every_cycle_of_a_run(dut: Any) -> None:
         await bench.encode(0, deltas)
         if chance(0.5):
             assert await bench.task(0, Mode.TEMPORAL) is Status.NO_STATE, where
+            await bench.encode(0, deltas)
         await bench.run(work, 0, Mode.DENSE, where)
         await bench.encode(0, deltas_of(work))
         await bench.run(work, 0, Mode.TEMPORAL, where)

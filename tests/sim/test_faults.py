@@ -75,7 +75,7 @@ def test_everything_lost_ends_with_the_timeout() -> None:
     faulty.write(b"lost")
     start = time.monotonic()
     assert faulty.read(1000, 0.1) == b""
-    assert 0.1 <= time.monotonic() - start < 5
+    assert time.monotonic() - start >= 0.1
     assert faulty.faults == 4
 
 

@@ -130,7 +130,7 @@ def test_without_a_compiler_both_remedies_are_named(
     )
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingToolError, match=r"install g\+\+ or clang\+\+ .* pip install ziglang$"):
+    with pytest.raises(MissingToolError, match=r"install g\+\+ or clang\+\+ .* install ziglang$"):
         build(ECHO)
 
 
