@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from ditto.hdl.config import Config, demo
-from ditto.hdl.protocol import CommandHeader, Mode, Opcode, pack
+from ditto.hdl.protocol import CommandHeader, Mode, Opcode, Status, pack
 from ditto.host.device import Device
 from ditto.host.framing import Decoder, encode
 from ditto.sim.board import SimulatedBoard
 from ditto.sim.commands import random_commands, without_link_stalls
+from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
@@ -130,6 +131,52 @@ def test_every_answer_is_that_of_the_golden_board(board: SimulatedBoard, seed: i
         assert without_link_stalls(got) == without_link_stalls(want), (
             f"seed {seed}, step {step}: command {body.hex()}"
         )
+
+
+@pytest.mark.parametrize("kind", ["golden", "rtl"])
+def test_a_repeat_is_told_the_same_whatever_came_between(board: SimulatedBoard, kind: str) -> None:
+    board.reset()
+    link = Link(board if kind == "rtl" else GoldenBoard(FUZZED))
+
+    def status(op: Opcode, sequence: int) -> Status:
+        answer = link.ask(pack(CommandHeader, op=op, sequence=sequence))
+        assert answer is not None
+        return Status(answer[3])
+
+    assert status(Opcode.RESET, 6) is Status.NO_SESSION
+    assert status(Opcode.IDENTIFY, 5) is Status.OK
+    assert status(Opcode.RESET, 6) is Status.OK
+    assert status(Opcode.RESET, 9) is Status.BAD_SEQUENCE
+    assert status(Opcode.RESET, 6) is Status.OK
+    assert status(Opcode.READ, 7) is Status.BAD_ADDRESS  # no words
+    assert status(Opcode.RESET, 5) is Status.BAD_SEQUENCE
+    assert status(Opcode.READ, 7) is Status.BAD_ADDRESS
+    assert status(Opcode.RESET, 8) is Status.OK
+
+
+def test_a_bad_line_costs_time_and_no_result() -> None:
+    rng = np.random.default_rng(7)
+    golden = Golden(FUZZED)
+    rates = FaultRates(drop=1e-3, flip=1e-3, duplicate=1e-3, insert=1e-3)
+    with SimulatedBoard(FUZZED) as inner:
+        line = FaultyTransport(inner, seed=7, to_device=rates, from_device=rates)
+        device = Device(line, expect=FUZZED, timeout=0.05, tries=50)
+        for number in range(3):
+            work = random_workload(rng, FUZZED, rows=6)
+            for mode, kind in [(Mode.DENSE, "full"), *[(Mode.TEMPORAL, "temporal")] * 20]:
+                deltas = random_deltas(rng, FUZZED, work.entry, kind)
+                results = []
+                for accelerator in (golden, device):
+                    if mode is Mode.DENSE:
+                        work.load(accelerator, number)
+                    accelerator.write_deltas(number, deltas)
+                    counters = accelerator.run(number, mode)._replace(stall_link=0)
+                    at = work.entry["accumulator_base"]
+                    results.append((counters, accelerator.read_accumulators(at, work.rows)))
+                (want, wanted), (got, gotten) = results
+                assert got == want
+                np.testing.assert_array_equal(gotten, wanted)
+        assert line.faults > 20 and device.resent > 5
 
 
 def test_the_demo_device_runs_a_layer_exactly() -> None:
