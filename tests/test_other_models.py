@@ -1,0 +1,64 @@
+"""Models that others trained: they lie beside the checkout, where the maintainers have them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import Mode
+from ditto.host.model import Model
+from ditto.host.program import Program, suggest
+from ditto.host.samplers import DDIM, Schedule
+from ditto.host.session import draw
+from ditto.host.train import quantize
+from ditto.sim.golden import Golden
+
+MODELS = Path(__file__).parents[2] / "shared" / "models"
+
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(not MODELS.is_dir(), reason="the models are not there"),
+]
+
+
+@pytest.mark.parametrize("name", ["digits8-dit", "digits8-unet-attention"])
+# The quantizer warns of what it meets in the exported graphs.
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    source, target = MODELS / f"{name}.onnx", tmp_path / "int8.onnx"
+    if not source.is_file():
+        pytest.skip(f"{source.name} is not there")
+    inputs = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"]).get_inputs()
+    rng = np.random.default_rng(0)
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        """Noise at every strength stands for the steps of a run."""
+        for timestep in range(999, 0, -37):
+            known = {"timestep": timestep, "label": timestep % 10}
+            yield {
+                value.name: np.array(
+                    [known[value.name]], np.int64 if "int64" in value.type else np.float32
+                )
+                if value.name in known
+                else rng.normal(size=(1, *value.shape[1:])).astype(np.float32)
+                for value in inputs
+            }
+
+    quantize(source, target, list(feeds()), "max")
+    model = Model.load(target)
+    assert len(model.layers) > 10
+    shapes = model.shapes()
+    config = suggest(
+        model.layers, shapes, Config(lanes=4, columns=16, channel_rows=64, item_depth=4096)
+    )
+    program = Program(model.layers, shapes, config)
+    sampler = DDIM(Schedule.from_metadata(model.metadata), steps=4)
+    images = [
+        draw(model, program, lambda: Golden(config), sampler, samples=1, mode=mode).images
+        for mode in (Mode.DENSE, Mode.TEMPORAL)
+    ]
+    assert images[0].tobytes() == images[1].tobytes()
+    assert np.abs(images[0]).max() > 0.5
