@@ -47,7 +47,7 @@ def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Pa
                 for value in inputs
             }
 
-    quantize(source, target, list(feeds()), "max")
+    quantize(source, target, list(feeds()))
     model = Model.load(target)
     assert len(model.layers) > 10
     shapes = model.shapes()

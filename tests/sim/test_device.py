@@ -63,7 +63,15 @@ def name(config: Config) -> str:
     )
 
 
-@pytest.mark.parametrize("config", configurations(), ids=name)
+LARGEST = Config(**(SMALL | {"weight_rows": 64, "accumulator_rows": 256}), lanes=16, columns=128)
+
+
+@pytest.mark.parametrize(
+    "config",
+    # The largest array takes minutes to build.
+    [*configurations(), pytest.param(LARGEST, marks=pytest.mark.slow)],
+    ids=name,
+)
 def test_values_and_counters_are_those_of_the_golden_model(config: Config) -> None:
     rng = np.random.default_rng([config.lanes, config.columns, config.digit_bits])
     golden = Golden(config)
