@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from ditto.host.model import Model
 from ditto.host.program import Program, suggest
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw
-from ditto.host.train import quantize
 from ditto.sim.golden import Golden
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
@@ -28,6 +28,9 @@ pytestmark = [
 @pytest.mark.filterwarnings("ignore")
 def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     source, target = MODELS / f"{name}.onnx", tmp_path / "int8.onnx"
     if not source.is_file():
         pytest.skip(f"{source.name} is not there")
@@ -47,7 +50,24 @@ def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Pa
                 for value in inputs
             }
 
-    quantize(source, target, list(feeds()))
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = feeds()
+
+        def get_next(self) -> Any:
+            return next(self.rest, None)
+
+    prepared = tmp_path / "prepared.onnx"
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(prepared),
+        str(target),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        per_channel=True,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
     model = Model.load(target)
     assert len(model.layers) > 10
     shapes = model.shapes()
