@@ -142,12 +142,10 @@ class CommandMachine(wiring.Component):
         ]
 
         repeated = Signal()
-        known = Signal()
         end = Signal(17)
         in_range = Signal()
         m.d.comb += [
             repeated.eq(header.sequence == sequence),
-            known.eq(Cat(header.op == op for op in Opcode).any()),
             end.eq(header.address + header.count),
             in_range.eq(
                 (header.count != 0)
@@ -193,8 +191,10 @@ class CommandMachine(wiring.Component):
                         answer(Status.BAD_ADDRESS)
                 with m.Case(Opcode.READ):
                     answer(Mux(in_range, Status.OK.value, Status.BAD_ADDRESS.value))
+                with m.Case(Opcode.COUNTERS):
+                    m.next = "Drain"
                 with m.Default():
-                    answer(Mux(known, Status.OK.value, Status.BAD_COMMAND.value))
+                    answer(Status.BAD_COMMAND)
 
         m.d.comb += [
             engine.tasks.p.run.eq(header.op == Opcode.RUN),
