@@ -2,14 +2,24 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, Self
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any, NamedTuple, Self
 
-__all__ = ["Config", "ConfigError", "MemoryUse", "demo"]
+__all__ = ["Config", "ConfigError", "MemoryUse", "Multiplier", "demo"]
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be built, with the bound it breaks and by how much."""
+
+
+class Multiplier(IntEnum):
+    """What the multipliers are made for."""
+
+    #: Lookup tables: two radix-4 Booth rows for four bits of a digit.
+    LUT = 0
+    #: Multiplier blocks. Two columns share a block of 18 x 18 bits where the widths allow.
+    DSP = 1
 
 
 class MemoryUse(NamedTuple):
@@ -27,7 +37,8 @@ class MemoryUse(NamedTuple):
 
 
 _RANGES = {
-    "lanes": (1, 16, "lanes"),
+    "clusters": (1, 16, "clusters"),
+    "lanes": (1, 2, "lanes"),
     "columns": (1, 128, "columns"),
     "digit_bits": (2, 9, "bits"),
     "activation_bits": (2, 8, "bits"),
@@ -37,7 +48,7 @@ _RANGES = {
     "accumulator_rows": (2, 1 << 16, "words"),
     "item_depth": (2, 1 << 16, "items"),
     "positions": (2, 1 << 15, "positions"),
-    "channel_rows": (1, 1 << 10, "rows"),
+    "channels": (1, 1 << 12, "channels"),
     "list_depth": (2, 225, "entries"),
     "layers": (2, 1 << 12, "entries"),
     "frame_bytes": (64, 1 << 14, "bytes"),
@@ -52,11 +63,14 @@ class Config:
 
     Parameters
     ----------
+    clusters
+        Clusters of the array, 1..16. Each has its own weight bank, accumulator buffer and copy of
+        the work items, and computes other output positions or other output channels.
     lanes
-        Lanes of the array, each with its own weight bank and item memory, 1..16.
-        Channel ``k`` of a layer's input belongs to lane ``k % lanes``.
+        Lanes of a cluster, 1 or 2: work items that it takes in a cycle, each with a read port of
+        the weight bank.
     columns
-        Columns of the array: output channels computed side by side, 1..128.
+        Columns of a cluster: output channels computed side by side, 1..128.
     digit_bits
         Width of a signed digit, 2..9 and at most ``activation_bits + 1``.
     activation_bits
@@ -68,21 +82,22 @@ class Config:
     weight_rows
         Words in each weight bank; a word holds one weight for every column.
     accumulator_rows
-        Words in the accumulator buffer, biases included; a word holds one accumulator for every
+        Words in each accumulator buffer, biases included; a word holds one accumulator for every
         column.
     item_depth
-        Work items that the difference buffer holds for each lane.
+        Work items that the difference buffer holds.
     positions
         Positions (pixels, tokens) that the difference buffer holds.
-    channel_rows
-        Channels of a position that one lane can take: a layer has at most
-        ``lanes * channel_rows`` input channels.
+    channels
+        Most input channels of a layer.
     list_depth
         Kernel taps that the sequencer prepares ahead; the largest kernel has this many taps.
     layers
         Entries of the layer table.
     frame_bytes
         Longest frame that the device takes, header and check included, before stuffing.
+    multiplier
+        What the multipliers are made for, see :class:`Multiplier`.
 
     Raises
     ------
@@ -92,7 +107,8 @@ class Config:
         If a parameter or a combination is out of bounds.
     """
 
-    lanes: int = 8
+    clusters: int = 4
+    lanes: int = 2
     columns: int = 16
     digit_bits: int = 4
     activation_bits: int = 8
@@ -102,13 +118,16 @@ class Config:
     accumulator_rows: int = 2048
     item_depth: int = 2048
     positions: int = 256
-    channel_rows: int = 32
+    channels: int = 128
     list_depth: int = 32
     layers: int = 64
     frame_bytes: int = 1024
+    multiplier: Multiplier = Multiplier.DSP
 
     def __post_init__(self) -> None:
         """Check each parameter, then the combinations."""
+        if not isinstance(self.multiplier, Multiplier):
+            raise TypeError(f"multiplier must be a Multiplier, not {self.multiplier!r}")
         for name, (low, high, unit) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
@@ -132,11 +151,11 @@ class Config:
                 f"{self.delta_bits}-bit delta and a {self.weight_bits}-bit weight; "
                 f"{product_bits - self.accumulator_bits} more are needed"
             )
-        if self.item_depth < self.channel_rows * self.digits:
+        if self.item_depth < self.channels * self.digits:
             raise ConfigError(
-                f"item_depth = {self.item_depth} cannot hold one position of channel_rows = "
-                f"{self.channel_rows} deltas of {self.digits} digits; "
-                f"{self.channel_rows * self.digits - self.item_depth} more items are needed"
+                f"item_depth = {self.item_depth} cannot hold one position of channels = "
+                f"{self.channels} deltas of {self.digits} digits; "
+                f"{self.channels * self.digits - self.item_depth} more items are needed"
             )
 
     @staticmethod
@@ -166,13 +185,27 @@ class Config:
 
     @property
     def multipliers(self) -> int:
-        """Number of multipliers: ``lanes * columns``."""
-        return self.lanes * self.columns
+        """Number of multipliers: ``clusters * lanes * columns``."""
+        return self.clusters * self.lanes * self.columns
 
     @property
-    def row_bits(self) -> int:
-        """Width of the weight row in a work item."""
-        return (self.channel_rows - 1).bit_length()
+    def is_packed(self) -> bool:
+        """Whether two products share a multiplier block, see :class:`Multiplier`.
+
+        The block has operands of 18 bits, one of which takes two weights.
+        """
+        spacing = self.weight_bits + self.digit_bits - 2
+        return self.multiplier is Multiplier.DSP and spacing + self.weight_bits <= 18
+
+    @property
+    def min_weight(self) -> int:
+        """Least weight: ``-2**(weight_bits - 1)``, and one more where products are packed."""
+        return -(1 << self.weight_bits - 1) + self.is_packed
+
+    @property
+    def channel_bits(self) -> int:
+        """Width of the channel in a work item."""
+        return (self.channels - 1).bit_length()
 
     @property
     def shift_bits(self) -> int:
@@ -181,20 +214,20 @@ class Config:
 
     @property
     def count_bits(self) -> int:
-        """Width of the number of items of one position in one lane."""
-        return (self.channel_rows * self.digits).bit_length()
+        """Width of the number of items of one position."""
+        return (self.channels * self.digits).bit_length()
 
     @property
     def memories(self) -> tuple[MemoryUse, ...]:
         """The memories of the device, largest duty first."""
-        item = self.row_bits + self.digit_bits + self.shift_bits
+        item = self.channel_bits + self.digit_bits + self.shift_bits
+        accumulators = self.columns * self.accumulator_bits
+        place = (self.item_depth - 1).bit_length() + 2 * self.count_bits
         return (
-            MemoryUse("weights", self.lanes, self.weight_rows, self.columns * self.weight_bits),
-            MemoryUse(
-                "accumulators", 1, self.accumulator_rows, self.columns * self.accumulator_bits
-            ),
-            MemoryUse("items", self.lanes, self.item_depth, item),
-            MemoryUse("item counts", self.lanes, self.positions, self.count_bits),
+            MemoryUse("weights", self.clusters, self.weight_rows, self.columns * self.weight_bits),
+            MemoryUse("accumulators", self.clusters, self.accumulator_rows, accumulators),
+            MemoryUse("items", self.clusters, self.item_depth, item),
+            MemoryUse("places", self.clusters, self.positions, place),
             MemoryUse("layers", 1, self.layers, 256),
             MemoryUse("frames", 1, self.frame_bytes, 8),
         )
@@ -202,12 +235,16 @@ class Config:
     @property
     def digest(self) -> bytes:
         """Eight bytes that differ between configurations; the device reports them."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(self._numbers(), sort_keys=True)
         return hashlib.sha256(text.encode()).digest()[:8]
+
+    def _numbers(self) -> dict[str, int]:
+        """Return the parameters as plain integers."""
+        return {f.name: int(getattr(self, f.name)) for f in fields(self)}
 
     def pack(self) -> bytes:
         """Encode the parameters as the device reports them: 32 bits each, in field order."""
-        return b"".join(getattr(self, f.name).to_bytes(4, "little") for f in fields(self))
+        return b"".join(value.to_bytes(4, "little") for value in self._numbers().values())
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
@@ -221,19 +258,25 @@ class Config:
         names = [f.name for f in fields(cls)]
         if len(data) != 4 * len(names):
             raise ConfigError(f"a configuration has {4 * len(names)} bytes, not {len(data)}")
-        values = (int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4))
-        return cls(**dict(zip(names, values, strict=True)))
+        values = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+        numbers: dict[str, Any] = dict(zip(names, values, strict=True))
+        try:
+            numbers["multiplier"] = Multiplier(numbers["multiplier"])
+        except ValueError:
+            raise ConfigError(f"there is no multiplier {numbers['multiplier']}") from None
+        return cls(**numbers)
 
 
 demo = Config(
-    lanes=4,
+    clusters=2,
+    lanes=2,
     columns=16,
     accumulator_bits=24,
-    weight_rows=2560,
-    accumulator_rows=3072,
-    item_depth=4096,
+    weight_rows=5120,
+    accumulator_rows=1792,
+    item_depth=6144,
     positions=256,
-    channel_rows=16,
+    channels=64,
     layers=48,
 )
 """The device of the demo: fits the block memory of an ECP5-85F."""

@@ -13,7 +13,8 @@ IDENTIFY --                            begins a session at ``sequence``; :func:`
 RESET    --                            forgets which layers hold accumulators, and the deltas
 WRITE    space, bank, address, count   stores the data, see :class:`Space`
 RUN      address, mode                 runs a layer-table entry; :class:`Counters` of the run
-READ     address, count, size          first ``size`` bytes of ``count`` accumulator words
+READ     address, count, size          first ``size`` bytes of ``count`` accumulator words of
+                                       each cluster, cluster by cluster
 COUNTERS --                            :class:`Counters` of the last run and the last tile
 ======== ============================= ==========================================================
 
@@ -57,7 +58,7 @@ __all__ = [
 MAGIC = b"DITT"
 """The first bytes of what IDENTIFY answers."""
 
-VERSION = 1
+VERSION = 2
 """Version of everything in this module."""
 
 ESCAPE = 0x80
@@ -80,9 +81,10 @@ class Space(enum.Enum, shape=8):
 
     #: Layer table: :class:`LayerEntry` structures from entry ``address`` on.
     LAYERS = 0
-    #: Weight bank ``bank``: words of ``columns`` packed weights from row ``address`` on.
+    #: Weight bank of cluster ``bank``: words of ``columns`` packed weights from row ``address`` on.
     WEIGHTS = 1
-    #: Accumulator buffer: words of ``columns`` packed accumulators from row ``address`` on.
+    #: Accumulator buffer of cluster ``bank``: words of ``columns`` packed accumulators from row
+    #: ``address`` on.
     ACCUMULATORS = 2
     #: Difference buffer, through the encoder: the deltas of layer-table entry ``address``, position
     #: by position, channels in order. One byte each for -127..127; the byte 0x80 announces a delta
@@ -144,6 +146,10 @@ class LayerEntry(data.Struct):
 
     A linear layer is a 1x1 convolution over an image of height 1. A tile of a bigger layer is an
     entry of its own, whose image is the part of the input that the tile's kernels touch.
+
+    The output positions are split among the clusters: cluster ``c`` computes, in output row ``y``,
+    those with ``x % split == (c + skew * y) % split``, for all ``tiles``. Clusters that compute the
+    same positions hold the weights of other output channels.
     """
 
     #: Size of the input image, in positions.
@@ -153,8 +159,6 @@ class LayerEntry(data.Struct):
     positions: 16
     #: Input channels of a position.
     channels: 16
-    #: Weight rows of one kernel tap: ``ceil(channels / lanes)``.
-    channel_rows: 16
     out_height: 16
     out_width: 16
     kernel_height: 4
@@ -166,14 +170,18 @@ class LayerEntry(data.Struct):
     #: Rows and columns of zeros before the image; what is missing behind it is zero too.
     pad_top: 4
     pad_left: 4
-    #: Column tiles: ``ceil(output channels / columns)``.
+    #: Column tiles of a cluster.
     tiles: 16
-    #: First row in every weight bank: tile-major, then tap, then channel row.
+    #: First row in the weight banks: tile-major, then tap, then channel.
     weight_base: 16
-    #: First word in the accumulator buffer: tile-major, then output position.
+    #: First word in the accumulator buffers: tile-major, then the cluster's output positions.
     accumulator_base: 16
-    #: First word of the biases in the accumulator buffer, one for each tile.
+    #: First word of the biases in the accumulator buffers, one for each tile.
     bias_base: 16
+    #: Shares into which the output positions are split, 1..clusters.
+    split: 8
+    #: Columns by which the shares move from one output row to the next, less than ``split``.
+    skew: 8
     reserved: 48
 
 
@@ -182,7 +190,8 @@ class Counters(NamedTuple):
 
     Those of the deltas begin at zero with each tile, the others with each run.
 
-    ``items + stall_row + lanes * stall_item == lanes * cycles``.
+    Stalls of the array are counted in lane cycles: ``items + stall_row + stall_item +
+    stall_cluster == clusters * lanes * cycles``.
     """
 
     #: Clock cycles from the start of the run until its last accumulators were written.
@@ -193,10 +202,12 @@ class Counters(NamedTuple):
     zero: int = 0
     narrow: int = 0
     wide: int = 0
-    #: Lane cycles in which a lane waited for the others at the end of an output row.
+    #: A lane waited for the other one of its cluster at the end of an output row.
     stall_row: int = 0
-    #: Cycles in which no row was at work: filling, draining, sequencer behind the lanes.
+    #: A cluster had no row at work: filling, draining, sequencer behind the lanes.
     stall_item: int = 0
+    #: A cluster had written its last accumulators and waited for the others.
+    stall_cluster: int = 0
     #: Cycles in which the encoder waited for the link in the middle of a tile.
     stall_link: int = 0
 
@@ -238,10 +249,14 @@ class CommandError(Exception):
         super().__init__(f"{status.name}{': ' if detail else ''}{detail}")
 
 
-def item_layout(*, row_bits: int, digit_bits: int, shift_bits: int) -> data.StructLayout:
-    """Lay out a work item: weight row within its tap, digit, and shift in digits."""
+def item_layout(*, channel_bits: int, digit_bits: int, shift_bits: int) -> data.StructLayout:
+    """Lay out a work item: channel, digit, and shift in digits."""
     return data.StructLayout(
-        {"row": unsigned(row_bits), "digit": signed(digit_bits), "shift": unsigned(shift_bits)}
+        {
+            "channel": unsigned(channel_bits),
+            "digit": signed(digit_bits),
+            "shift": unsigned(shift_bits),
+        }
     )
 
 
