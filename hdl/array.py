@@ -1,41 +1,39 @@
-"""The array: every lane's digit times its weight in every column, summed over the lanes.
+"""The array of a cluster: the lanes' digits times their weights in every column, summed.
 
 ::
 
     cycle 0     lanes read work items from the difference buffer
-    cycle 1     weight banks are read at the items' weight rows
-    cycle 2     products of digits and weights
-    cycle 3     shifted, and summed over the lanes; the row's old accumulators are read
-    cycle 4     added to the row's accumulators
-    cycle 5     a finished row's accumulators are written back
+    cycle 1     weight rows of the items
+    cycle 2     the weight bank is read
+    cycle 3     weights to registers
+    cycle 4     products of digits and weights
+    cycle 5     shifted, and summed over the lanes; the row's old accumulators are read
+    cycle 6     added to the row's accumulators
+    cycle 7     a finished row's accumulators are written back
 
 A row enters in each cycle in which it has work; rows follow each other without a gap.
 """
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.lanes import issue_of
+from ditto.hdl.multiplier import Products, add, product_bits, word_of
 
 __all__ = ["Array", "Column"]
 
-
-def _sum(values: list[Value]) -> Value:
-    """Add in a balanced tree."""
-    while len(values) > 1:
-        pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
-        values = pairs + (values[-1:] if len(values) % 2 else [])
-    return values[0]
+_WEIGHTS, _PRODUCTS, _SUMS, _ACCUMULATORS = 3, 5, 6, 7
+"""Cycles from the issue until these are there."""
 
 
 class Column(wiring.Component):
-    """Multiply the lanes' digits with one column's weights, and accumulate.
+    """Shift the products of one column, sum them over the lanes, and accumulate.
 
-    Takes digits in any cycle. Products are registered, then their sum, then the accumulator: ``o``
-    stands for the digits of three cycles ago.
+    Only the last lane has shifted digits. Sums are registered, then the accumulator: ``o`` stands
+    for the products of two cycles ago.
 
     Parameters
     ----------
@@ -44,18 +42,14 @@ class Column(wiring.Component):
 
     Members
     -------
-    digits : In(signed(digit_bits)) array
-        Digit of each lane, zero if it has none.
-    shifts : In(unsigned(shift_bits)) array
-        Shift of each lane's digit of the cycle before, in digits.
-    weights : In(signed(weight_bits)) array
-        Weight of each lane.
-    multiply : In(1)
-        Take ``digits``.
-    add : In(1)
-        Sum the products, the cycle after ``multiply``.
+    values : In(signed) array
+        Product of each lane, less its carry.
+    carries : In(lanes)
+        What is to be added to each value.
+    shift : In(unsigned(shift_bits))
+        Shift of the last lane's digit, in digits.
     accumulate : In(1)
-        Take the sum, the cycle after ``add``.
+        Take the sum, the cycle after its products.
     first : In(1)
         Add the sum to ``start``, and not to ``o``.
     start : In(signed(accumulator_bits))
@@ -64,11 +58,9 @@ class Column(wiring.Component):
         The accumulator.
     """
 
-    digits: list[Signal]
-    shifts: list[Signal]
-    weights: list[Signal]
-    multiply: Signal
-    add: Signal
+    values: list[Signal]
+    carries: Signal
+    shift: Signal
     accumulate: Signal
     first: Signal
     start: Signal
@@ -78,11 +70,9 @@ class Column(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "digits": In(signed(config.digit_bits)).array(config.lanes),
-                "shifts": In(config.shift_bits).array(config.lanes),
-                "weights": In(signed(config.weight_bits)).array(config.lanes),
-                "multiply": In(1),
-                "add": In(1),
+                "values": In(signed(product_bits(config))).array(config.lanes),
+                "carries": In(config.lanes),
+                "shift": In(config.shift_bits),
                 "accumulate": In(1),
                 "first": In(1),
                 "start": In(signed(config.accumulator_bits)),
@@ -94,26 +84,27 @@ class Column(wiring.Component):
         """Build the column."""
         m = Module()
         config = self.config
-        terms: list[Value] = []
-        for lane in range(config.lanes):
-            product = Signal(
-                signed(config.digit_bits + config.weight_bits),
-                name=f"product_{lane}",
-                reset_less=True,
-            )
-            with m.If(self.multiply):
-                m.d.sync += product.eq(self.digits[lane] * self.weights[lane])
-            term: Value = product
-            for digits in range(1, config.digits):
-                shifted = product << digits * config.digit_bits
-                term = Mux(self.shifts[lane] == digits, shifted, term)
-            terms.append(term)
-        total = Signal(signed(config.accumulator_bits), reset_less=True)
+        value, carry = self.values[-1], self.carries[-1]
+        widest = product_bits(config) + (config.digits - 1) * config.digit_bits
+        # A carry below a shift moves into the bits that the shift leaves free, and above them.
+        term: Value = value
+        for digits in range(1, config.digits):
+            shifted = Cat(carry.replicate(digits * config.digit_bits), value).as_signed()
+            term = Mux(self.shift == digits, shifted, term)
+        shifted_term = Signal(signed(widest))
+        m.d.comb += shifted_term.eq(term)
+
+        total = Signal(signed(min(widest + 1, config.accumulator_bits)), reset_less=True)
+        late_carry = Signal(reset_less=True)
+        if config.lanes == 1:
+            m.d.sync += total.eq(shifted_term)
+        else:
+            m.d.sync += total.eq(add(self.values[0], shifted_term, self.carries[0]))
+        m.d.sync += late_carry.eq(carry)
         accumulator = Signal(signed(config.accumulator_bits), reset_less=True)
-        with m.If(self.add):
-            m.d.sync += total.eq(_sum(terms))
+        start = Mux(self.first, self.start, accumulator)
         with m.If(self.accumulate):
-            m.d.sync += accumulator.eq(Mux(self.first, self.start, accumulator) + total)
+            m.d.sync += accumulator.eq(add(start, total, late_carry))
         m.d.comb += self.o.eq(accumulator)
         return m
 
@@ -133,9 +124,9 @@ class Array(wiring.Component):
     items : In(StructLayout) array
         The item that each lane read in the cycle before.
     weight_en : Out(1)
-        Read the weight banks.
+        Read the weight bank.
     weight_address : Out array
-        Row of each weight bank.
+        Row of the weight bank for each lane.
     weights : In(ArrayLayout) array
         The words that were read last.
     begin : In(1)
@@ -148,8 +139,8 @@ class Array(wiring.Component):
         Read port of the accumulator buffer.
     write_en, write_address, write_data
         Write port of the accumulator buffer.
-    done : Out(1)
-        The last accumulators of the run are being written in this cycle.
+    written : Out(1)
+        A row's accumulators are being written in this cycle.
     stop : In(1)
         Drop everything; nothing is written from the next cycle on.
     """
@@ -169,21 +160,20 @@ class Array(wiring.Component):
     write_en: Signal
     write_address: Signal
     write_data: data.View
-    done: Signal
+    written: Signal
     stop: Signal
 
     def __init__(self, config: Config) -> None:
         self.config = config
         address = range(config.accumulator_rows)
         accumulators = data.ArrayLayout(signed(config.accumulator_bits), config.columns)
-        weights = data.ArrayLayout(signed(config.weight_bits), config.columns)
         super().__init__(
             {
                 "issue": In(issue_of(config)),
                 "items": In(item_of(config)).array(config.lanes),
                 "weight_en": Out(1),
                 "weight_address": Out(range(config.weight_rows)).array(config.lanes),
-                "weights": In(weights).array(config.lanes),
+                "weights": In(word_of(config)).array(config.lanes),
                 "begin": In(1),
                 "accumulator_base": In(address),
                 "bias_base": In(address),
@@ -194,7 +184,7 @@ class Array(wiring.Component):
                 "write_en": Out(1),
                 "write_address": Out(address),
                 "write_data": Out(accumulators),
-                "done": Out(1),
+                "written": Out(1),
                 "stop": In(1),
             }
         )
@@ -205,64 +195,75 @@ class Array(wiring.Component):
         config = self.config
         columns = [Column(config) for _ in range(config.columns)]
 
-        # The issue of each cycle goes down the pipeline: stages[n] is what was issued n cycles ago,
-        # if valid[n].
-        stages = [self.issue]
+        # What was issued n cycles ago is in marks[n], if valid[n].
+        marks = [{name: self.issue[name] for name in ("first", "last", "first_of_tile")}]
         valid = [self.issue.valid]
-        for index in range(1, 6):
-            stage = Signal(issue_of(config), name=f"issue_{index}", reset_less=True)
-            is_valid = Signal(name=f"valid_{index}")
-            m.d.sync += [stage.eq(stages[-1]), is_valid.eq(valid[-1] & ~self.stop)]
-            stages.append(stage)
+        for age in range(1, _ACCUMULATORS + 1):
+            is_valid = Signal(name=f"valid_{age}")
+            m.d.sync += is_valid.eq(valid[-1] & ~self.stop)
+            mark = {name: Signal(name=f"{name}_{age}", reset_less=True) for name in marks[-1]}
+            m.d.sync += [mark[name].eq(marks[-1][name]) for name in mark]
+            marks.append(mark)
             valid.append(is_valid)
 
-        m.d.comb += self.weight_en.eq(valid[1])
+        m.d.comb += self.weight_en.eq(valid[2])
         for lane in range(config.lanes):
-            m.d.comb += self.weight_address[lane].eq(stages[1].rows[lane] + self.items[lane].row)
-            digit = Signal(signed(config.digit_bits), name=f"digit_{lane}", reset_less=True)
-            shift_2 = Signal(config.shift_bits, name=f"shift_2_{lane}", reset_less=True)
-            shift_3 = Signal(config.shift_bits, name=f"shift_3_{lane}", reset_less=True)
-            busy = valid[1] & stages[1].busy[lane]
+            m.submodules[f"products_{lane}"] = products = Products(config)
+            row = Signal(range(config.weight_rows), name=f"row_{lane}", reset_less=True)
+            busy = Signal(name=f"busy_{lane}", reset_less=True)
+            item = self.items[lane]
             m.d.sync += [
-                digit.eq(Mux(busy, self.items[lane].digit, 0)),
-                shift_2.eq(self.items[lane].shift),
-                shift_3.eq(shift_2),
+                row.eq(self.issue.rows[lane]),
+                busy.eq(self.issue.busy[lane] & self.issue.valid),
+                self.weight_address[lane].eq(row + item.channel),
             ]
+            digit: Value = Mux(busy, item.digit, 0)
+            shift: Value = item.shift
+            for age in range(2, _WEIGHTS + 2):
+                next_digit = Signal.like(item.digit, name=f"digit_{lane}_{age}", reset_less=True)
+                next_shift = Signal.like(item.shift, name=f"shift_{lane}_{age}", reset_less=True)
+                m.d.sync += [next_digit.eq(digit), next_shift.eq(shift)]
+                digit, shift = next_digit, next_shift
+            shift_5 = Signal.like(item.shift, name=f"shift_{lane}_5", reset_less=True)
+            word = Signal(word_of(config), name=f"weights_{lane}", reset_less=True)
+            m.d.sync += [shift_5.eq(shift), word.eq(self.weights[lane])]
+            m.d.comb += [products.digit.eq(digit), products.weights.eq(word)]
             for index, column in enumerate(columns):
                 m.d.comb += [
-                    column.digits[lane].eq(digit),
-                    column.shifts[lane].eq(shift_3),
-                    column.weights[lane].eq(self.weights[lane][index]),
+                    column.values[lane].eq(products.values[index]),
+                    column.carries[lane].eq(products.carries[index]),
                 ]
+                if lane == config.lanes - 1:
+                    m.d.comb += column.shift.eq(shift_5)
 
-        # Old accumulators are read when a row's first sum is about to be registered.
+        # Old accumulators are read while a row's first products are there.
         address = Signal(range(config.accumulator_rows), reset_less=True)
         bias = Signal(range(config.accumulator_rows), reset_less=True)
+        first = valid[_PRODUCTS] & marks[_PRODUCTS]["first"]
         m.d.comb += [
-            self.read_en.eq(valid[3] & stages[3].first),
+            self.read_en.eq(first),
             self.read_address.eq(Mux(self.dense, bias, address)),
         ]
-        with m.If(valid[3] & stages[3].last):
+        before = _PRODUCTS - 1
+        with m.If(valid[before] & marks[before]["first"] & marks[before]["first_of_tile"]):
+            m.d.sync += bias.eq(bias + 1)
+        with m.If(valid[_PRODUCTS] & marks[_PRODUCTS]["last"]):
             m.d.sync += address.eq(address + 1)
-            with m.If(stages[3].last_of_tile):
-                m.d.sync += bias.eq(bias + 1)
         with m.If(self.begin):
-            m.d.sync += [address.eq(self.accumulator_base), bias.eq(self.bias_base)]
+            m.d.sync += [address.eq(self.accumulator_base), bias.eq(self.bias_base - 1)]
 
         for index, column in enumerate(columns):
             m.submodules[f"column_{index}"] = column
             m.d.comb += [
-                column.multiply.eq(valid[2]),
-                column.add.eq(valid[3]),
-                column.accumulate.eq(valid[4]),
-                column.first.eq(stages[4].first),
+                column.accumulate.eq(valid[_SUMS]),
+                column.first.eq(marks[_SUMS]["first"]),
                 column.start.eq(self.read_data[index]),
                 self.write_data[index].eq(column.o),
             ]
 
         m.d.comb += [
-            self.write_en.eq(valid[5] & stages[5].last),
-            self.done.eq(self.write_en & stages[5].last_of_run),
+            self.written.eq(valid[_ACCUMULATORS] & marks[_ACCUMULATORS]["last"]),
+            self.write_en.eq(self.written),
         ]
         # The address follows the read of the row by two cycles.
         delayed = Signal.like(address, reset_less=True)

@@ -90,6 +90,7 @@ class CommandMachine(wiring.Component):
         }
         word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
         address = Signal(17, reset_less=True)
+        cluster = Signal.like(engine.cluster, reset_less=True)
         count = Signal(range(max(word_bytes.values()) + 1))
         stored = Signal()
 
@@ -105,7 +106,7 @@ class CommandMachine(wiring.Component):
             engine.layer_en.eq(stored & fits & (header.space == Space.LAYERS)),
             engine.weight_data.eq(top(Space.WEIGHTS, weight_bits)),
             engine.weight_address.eq(address),
-            engine.weight_bank.eq(header.bank),
+            engine.cluster.eq(cluster),
             engine.weight_en.eq(stored & fits & (header.space == Space.WEIGHTS)),
             engine.accumulator_data.eq(top(Space.ACCUMULATORS, accumulator_bits)),
             engine.accumulator_address.eq(address),
@@ -126,7 +127,8 @@ class CommandMachine(wiring.Component):
         # Words are given by the byte from the bottom of a register.
         word_out = Signal(max(8 * word_bytes[Space.ACCUMULATORS], COUNTERS.size), reset_less=True)
         left = Signal(16, reset_less=True)  # bytes of the word
-        words = Signal(16, reset_less=True)  # words after this one
+        words = Signal(16, reset_less=True)  # words of the cluster after this one
+        last_word = (words == 0) & ((cluster == config.clusters - 1) | (header.op != Opcode.READ))
         m.submodules.rom = rom = memory.Memory(
             shape=8,
             depth=len(identity(config.digest, config.pack())),
@@ -169,11 +171,12 @@ class CommandMachine(wiring.Component):
                 with m.Case(Opcode.WRITE):
                     m.d.sync += [address.eq(header.address), count.eq(0)]
                     with m.Switch(header.space):
-                        with m.Case(Space.LAYERS, Space.ACCUMULATORS):
+                        with m.Case(Space.LAYERS):
                             m.next = "Store"
-                        with m.Case(Space.WEIGHTS):
+                        with m.Case(Space.WEIGHTS, Space.ACCUMULATORS):
+                            m.d.sync += cluster.eq(header.bank)
                             m.next = "Store"
-                            with m.If(header.bank >= config.lanes):
+                            with m.If(header.bank >= config.clusters):
                                 answer(Status.BAD_COMMAND)
                         with m.Case(Space.DELTAS):
                             m.next = "Begin task"
@@ -292,7 +295,7 @@ class CommandMachine(wiring.Component):
                             m.d.sync += rom_r.addr.eq(0)
                             m.next = "Identity"
                         with m.Elif(header.op == Opcode.READ):
-                            m.d.sync += words.eq(header.count)
+                            m.d.sync += [words.eq(header.count), cluster.eq(0)]
                             m.next = "Fetch"
                         with m.Else():
                             m.d.sync += [
@@ -314,6 +317,8 @@ class CommandMachine(wiring.Component):
             with m.State("Fetch"):
                 m.d.comb += engine.read_en.eq(1)
                 m.d.sync += [address.eq(address + 1), words.eq(words - 1)]
+                m.next = "Select"
+            with m.State("Select"):
                 m.next = "Load"
             with m.State("Load"):
                 m.d.sync += [word_out.eq(engine.read_data), left.eq(header.size)]
@@ -322,12 +327,18 @@ class CommandMachine(wiring.Component):
                 m.d.comb += [
                     self.o.valid.eq(1),
                     self.o.p.data.eq(word_out[:8]),
-                    self.o.p.last.eq((left == 1) & (words == 0)),
+                    self.o.p.last.eq((left == 1) & last_word),
                 ]
                 with m.If(self.o.ready):
                     m.d.sync += [word_out.eq(word_out[8:]), left.eq(left - 1)]
                     with m.If(left == 1):
                         m.next = "Fetch"
-                        with m.If(words == 0):
+                        with m.If(last_word):
                             m.next = "Header"
+                        with m.Elif(words == 0):
+                            m.d.sync += [
+                                words.eq(header.count),
+                                address.eq(header.address),
+                                cluster.eq(cluster + 1),
+                            ]
         return m

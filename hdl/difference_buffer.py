@@ -1,24 +1,49 @@
-"""Difference buffer: packed lists of work items, by position and lane."""
+"""Difference buffer: packed lists of work items, by position."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import item_layout
 
-__all__ = ["CountsRead", "CountsWrite", "DifferenceBuffer", "ItemRead", "ItemWrite", "item_of"]
+__all__ = [
+    "DifferenceBuffer",
+    "ItemRead",
+    "ItemWrite",
+    "PlaceRead",
+    "PlaceWrite",
+    "item_of",
+    "place_of",
+]
 
 
 def item_of(config: Config) -> data.StructLayout:
     """Lay out the work items of a device."""
     return item_layout(
-        row_bits=config.row_bits, digit_bits=config.digit_bits, shift_bits=config.shift_bits
+        channel_bits=config.channel_bits,
+        digit_bits=config.digit_bits,
+        shift_bits=config.shift_bits,
+    )
+
+
+def place_of(config: Config) -> data.StructLayout:
+    """Lay out where a position's items are, and how many.
+
+    Low items (without shift) lie from ``address``, the start of the position's slot, upwards; high
+    ones from the end of the slot downwards.
+    """
+    return data.StructLayout(
+        {
+            "address": range(config.item_depth),
+            "low": config.count_bits,
+            "high": config.count_bits,
+        }
     )
 
 
 class ItemWrite(wiring.Signature):
-    """Write port of one lane's items."""
+    """Write port of the items."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(
@@ -31,7 +56,7 @@ class ItemWrite(wiring.Signature):
 
 
 class ItemRead(wiring.Signature):
-    """Read port of one lane's items; ``item`` is there the cycle after ``en``, and stays."""
+    """Read port of the items; ``item`` is there the cycle after ``en``, and stays."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(
@@ -43,35 +68,32 @@ class ItemRead(wiring.Signature):
         )
 
 
-class CountsWrite(wiring.Signature):
-    """Write port of the number of items that a position has in each lane."""
+class PlaceWrite(wiring.Signature):
+    """Write port of the places; ``address`` is the position."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(
             {
                 "en": Out(1),
                 "address": Out(range(config.positions)),
-                "counts": Out(data.ArrayLayout(config.count_bits, config.lanes)),
+                "place": Out(place_of(config)),
             }
         )
 
 
-class CountsRead(wiring.Signature):
-    """Read port of the counts; ``counts`` are there the cycle after ``address``."""
+class PlaceRead(wiring.Signature):
+    """Read port of the places; ``place`` is there the cycle after ``address``."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(
-            {
-                "address": Out(range(config.positions)),
-                "counts": In(data.ArrayLayout(config.count_bits, config.lanes)),
-            }
+            {"address": Out(range(config.positions)), "place": In(place_of(config))}
         )
 
 
 class DifferenceBuffer(wiring.Component):
-    """Hold the work items of a tile of positions.
+    """Hold the work items of a tile of positions, for the lanes of a cluster.
 
-    The encoder writes while no run reads. Where a position's items lie is up to both sides.
+    The encoder writes while no lane reads.
 
     Parameters
     ----------
@@ -80,25 +102,25 @@ class DifferenceBuffer(wiring.Component):
 
     Members
     -------
-    items_w, counts_w
+    items_w, places_w
         Write ports, for the encoder.
-    items_r, counts_r
+    items_r, places_r
         Read ports, for the lanes and the sequencer.
     """
 
-    items_w: list[wiring.PureInterface]
+    items_w: wiring.PureInterface
     items_r: list[wiring.PureInterface]
-    counts_w: wiring.PureInterface
-    counts_r: wiring.PureInterface
+    places_w: wiring.PureInterface
+    places_r: wiring.PureInterface
 
     def __init__(self, config: Config) -> None:
         self.config = config
         super().__init__(
             {
-                "items_w": In(ItemWrite(config)).array(config.lanes),
+                "items_w": In(ItemWrite(config)),
                 "items_r": In(ItemRead(config)).array(config.lanes),
-                "counts_w": In(CountsWrite(config)),
-                "counts_r": In(CountsRead(config)),
+                "places_w": In(PlaceWrite(config)),
+                "places_r": In(PlaceRead(config)),
             }
         )
 
@@ -106,30 +128,36 @@ class DifferenceBuffer(wiring.Component):
         """Build the memories."""
         m = Module()
         config = self.config
-        for lane in range(config.lanes):
-            m.submodules[f"items_{lane}"] = items = memory.Memory(
-                shape=item_of(config), depth=config.item_depth, init=[]
-            )
-            w, r = items.write_port(), items.read_port()
-            m.d.comb += [
-                w.en.eq(self.items_w[lane].en),
-                w.addr.eq(self.items_w[lane].address),
-                w.data.eq(self.items_w[lane].item),
-                r.en.eq(self.items_r[lane].en),
-                r.addr.eq(self.items_r[lane].address),
-                self.items_r[lane].item.eq(r.data),
-            ]
-        m.submodules.counts = counts = memory.Memory(
-            shape=data.ArrayLayout(config.count_bits, config.lanes),
-            depth=config.positions,
-            init=[],
+        m.submodules.items = items = memory.Memory(
+            shape=item_of(config), depth=config.item_depth, init=[]
         )
-        w, r = counts.write_port(), counts.read_port()
+        # The write port shares its address with the first read port, so that two lanes make do
+        # with one dual-port memory.
+        write = items.write_port()
+        address = Signal(range(config.item_depth))
         m.d.comb += [
-            w.en.eq(self.counts_w.en),
-            w.addr.eq(self.counts_w.address),
-            w.data.eq(self.counts_w.counts),
-            r.addr.eq(self.counts_r.address),
-            self.counts_r.counts.eq(r.data),
+            address.eq(Mux(self.items_w.en, self.items_w.address, self.items_r[0].address)),
+            write.en.eq(self.items_w.en),
+            write.addr.eq(address),
+            write.data.eq(self.items_w.item),
+        ]
+        for lane, port in enumerate(self.items_r):
+            read = items.read_port()
+            m.d.comb += [
+                read.en.eq(port.en & ~self.items_w.en if lane == 0 else port.en),
+                read.addr.eq(address if lane == 0 else port.address),
+                port.item.eq(read.data),
+            ]
+
+        m.submodules.places = places = memory.Memory(
+            shape=place_of(config), depth=config.positions, init=[]
+        )
+        w, r = places.write_port(), places.read_port()
+        m.d.comb += [
+            w.en.eq(self.places_w.en),
+            w.addr.eq(self.places_w.address),
+            w.data.eq(self.places_w.place),
+            r.addr.eq(self.places_r.address),
+            self.places_r.place.eq(r.data),
         ]
         return m

@@ -1,16 +1,15 @@
-"""The engine: memories, encoder, sequencer, lanes and array, at work on one layer-table entry."""
+"""The engine: layer table, encoder and clusters, at work on one layer-table entry."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Array, Cat, Module, Signal, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from ditto.hdl.array import Array
+from ditto.hdl.cluster import Cluster
 from ditto.hdl.config import Config
-from ditto.hdl.difference_buffer import DifferenceBuffer
 from ditto.hdl.encoder import Encoder
-from ditto.hdl.lanes import Lanes
+from ditto.hdl.multiplier import stored
 from ditto.hdl.protocol import COUNTERS, LayerEntry, Mode, Status
-from ditto.hdl.sequencer import Sequencer
+from ditto.hdl.sequencer import geometry_of
 
 __all__ = ["Engine", "EngineSignature", "task_of"]
 
@@ -43,12 +42,15 @@ class EngineSignature(wiring.Signature):
         Deltas are still on their way to the difference buffer.
     layer_en, layer_address, layer_data
         Write port of the layer table.
-    weight_en, weight_bank, weight_address, weight_data
-        Write port of the weight banks.
-    accumulator_en, accumulator_address, accumulator_data
-        Write port of the accumulator buffer.
+    weight_en, accumulator_en
+        Write into the weight bank or the accumulator buffer of ``cluster``.
+    weight_address, weight_data, accumulator_address, accumulator_data
+        What, and where.
+    cluster : In
+        Whose memory is written or read.
     read_en, read_address, read_data
-        Read port of the accumulator buffer; data comes a cycle after ``read_en`` and stays.
+        Read port of the accumulator buffers; data of ``cluster`` comes two cycles after
+        ``read_en`` and stays.
     forget : In(1)
         Forget which entries hold accumulators, and the deltas.
     counters : Out(COUNTERS)
@@ -68,12 +70,12 @@ class EngineSignature(wiring.Signature):
                 "layer_address": In(range(config.layers)),
                 "layer_data": In(LayerEntry),
                 "weight_en": In(1),
-                "weight_bank": In(range(config.lanes)),
                 "weight_address": In(range(config.weight_rows)),
                 "weight_data": In(weights),
                 "accumulator_en": In(1),
                 "accumulator_address": In(range(config.accumulator_rows)),
                 "accumulator_data": In(accumulators),
+                "cluster": In(range(max(config.clusters, 2))),
                 "read_en": In(1),
                 "read_address": In(range(config.accumulator_rows)),
                 "read_data": Out(accumulators),
@@ -100,12 +102,12 @@ class Engine(wiring.Component):
     layer_address: Signal
     layer_data: data.View
     weight_en: Signal
-    weight_bank: Signal
     weight_address: Signal
     weight_data: data.View
     accumulator_en: Signal
     accumulator_address: Signal
     accumulator_data: data.View
+    cluster: Signal
     read_en: Signal
     read_address: Signal
     read_data: data.View
@@ -121,64 +123,61 @@ class Engine(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.encoder = encoder = Encoder(config)
-        m.submodules.buffer = buffer = DifferenceBuffer(config)
-        m.submodules.sequencer = sequencer = Sequencer(config)
-        m.submodules.lanes = lanes = Lanes(config)
-        m.submodules.array = array = Array(config)
-
+        clusters = [Cluster(config, number) for number in range(config.clusters)]
         connect(m, flipped(self.deltas), encoder.i)
-        connect(m, encoder.counts, buffer.counts_w)
-        connect(m, sequencer.counts, buffer.counts_r)
-        for lane in range(config.lanes):
-            connect(m, encoder.items[lane], buffer.items_w[lane])
-            connect(m, lanes.items[lane], buffer.items_r[lane])
-            m.d.comb += [
-                lanes.entries[lane].eq(sequencer.entries[lane]),
-                array.items[lane].eq(buffer.items_r[lane].item),
-            ]
-        m.d.comb += [
-            self.encoding.eq(encoder.busy),
-            lanes.push.eq(sequencer.push),
-            lanes.row.eq(sequencer.row),
-            lanes.push_row.eq(sequencer.push_row),
-            sequencer.free_row.eq(lanes.free_row),
-            array.issue.eq(lanes.issue),
-        ]
+        m.d.comb += self.encoding.eq(encoder.busy)
 
-        for lane in range(config.lanes):
-            m.submodules[f"weights_{lane}"] = bank = memory.Memory(
-                shape=self.weight_data.shape(), depth=config.weight_rows, init=[]
-            )
-            write, read = bank.write_port(), bank.read_port()
-            m.d.comb += [
-                write.en.eq(self.weight_en & (self.weight_bank == lane)),
-                write.addr.eq(self.weight_address),
-                write.data.eq(self.weight_data),
-                read.en.eq(array.weight_en),
-                read.addr.eq(array.weight_address[lane]),
-                array.weights[lane].eq(read.data),
-            ]
-
-        m.submodules.accumulators = accumulators = memory.Memory(
-            shape=self.accumulator_data.shape(), depth=config.accumulator_rows, init=[]
-        )
-        write, read = accumulators.write_port(), accumulators.read_port()
-        m.d.comb += [
-            write.en.eq(array.write_en | self.accumulator_en),
-            write.addr.eq(Mux(array.write_en, array.write_address, self.accumulator_address)),
-            write.data.eq(Mux(array.write_en, array.write_data, self.accumulator_data)),
-            read.en.eq(array.read_en | self.read_en),
-            read.addr.eq(Mux(array.read_en, array.read_address, self.read_address)),
-            array.read_data.eq(read.data),
-            self.read_data.eq(read.data),
+        # What the host writes goes to one cluster, through a register on the long way there.
+        word = Signal.like(self.weight_data, reset_less=True)
+        row = Signal.like(self.weight_address, reset_less=True)
+        accumulator = Signal.like(self.accumulator_data, reset_less=True)
+        accumulator_row = Signal.like(self.accumulator_address, reset_less=True)
+        m.d.sync += [
+            word.eq(stored(config, self.weight_data)),
+            row.eq(self.weight_address),
+            accumulator.eq(self.accumulator_data),
+            accumulator_row.eq(self.accumulator_address),
+            self.read_data.eq(Array(cluster.read_data for cluster in clusters)[self.cluster]),
         ]
+        entry = Signal(LayerEntry, reset_less=True)
+        geometry = Signal(geometry_of(config), reset_less=True)
+        task = Signal(task_of(config), reset_less=True)
+        start, begin, stop = Signal(), Signal(), Signal()
+        for number, cluster in enumerate(clusters):
+            m.submodules[f"cluster_{number}"] = cluster
+            weight_en = Signal(name=f"weight_en_{number}")
+            accumulator_en = Signal(name=f"accumulator_en_{number}")
+            m.d.sync += [
+                weight_en.eq(self.weight_en & (self.cluster == number)),
+                accumulator_en.eq(self.accumulator_en & (self.cluster == number)),
+            ]
+            m.d.comb += [
+                cluster.items.en.eq(encoder.items.en),
+                cluster.items.address.eq(encoder.items.address),
+                cluster.items.item.eq(encoder.items.item),
+                cluster.places.en.eq(encoder.places.en),
+                cluster.places.address.eq(encoder.places.address),
+                cluster.places.place.eq(encoder.places.place),
+                cluster.weight_en.eq(weight_en),
+                cluster.weight_address.eq(row),
+                cluster.weight_data.eq(word),
+                cluster.accumulator_en.eq(accumulator_en),
+                cluster.accumulator_address.eq(accumulator_row),
+                cluster.accumulator_data.eq(accumulator),
+                cluster.read_en.eq(self.read_en),
+                cluster.read_address.eq(self.read_address),
+                cluster.entry.eq(entry),
+                cluster.geometry.eq(geometry),
+                cluster.start.eq(start),
+                cluster.begin.eq(begin),
+                cluster.stop.eq(stop),
+                cluster.dense.eq(task.mode == Mode.DENSE),
+            ]
 
         m.submodules.layers = layers = memory.Memory(
             shape=unsigned(LayerEntry.as_shape().size), depth=config.layers, init=[]
         )
         table_w, table_r = layers.write_port(), layers.read_port()
-        task = Signal(task_of(config), reset_less=True)
-        entry = Signal(LayerEntry, reset_less=True)
         m.d.comb += [
             table_w.en.eq(self.layer_en),
             table_w.addr.eq(self.layer_address),
@@ -195,47 +194,60 @@ class Engine(wiring.Component):
             written_bit.eq(1 << self.layer_address),
         ]
 
-        taps = Signal(8)
         sizes = [
             entry.positions,
             entry.channels,
-            entry.channel_rows,
             entry.out_height,
             entry.out_width,
             entry.kernel_height,
             entry.kernel_width,
             entry.tiles,
+            entry.split,
         ]
         possible = Signal()
+        m.d.sync += [
+            geometry.taps.eq(entry.kernel_height * entry.kernel_width),
+            geometry.slot_last.eq(entry.channels * config.digits - 1),
+            geometry.split_x.eq(entry.split * entry.stride_x),
+            geometry.skew_x.eq(entry.skew * entry.stride_x),
+        ]
         m.d.comb += [
-            taps.eq(entry.kernel_height * entry.kernel_width),
             possible.eq(
                 Cat(size != 0 for size in sizes).all()
-                & (taps <= config.list_depth)
-                & (entry.channel_rows <= config.channel_rows)
+                & (geometry.taps <= config.list_depth)
+                & (entry.channels <= config.channels)
+                & (entry.split <= config.clusters)
+                & (entry.skew < entry.split)
             ),
             encoder.channels.eq(entry.channels),
-            encoder.channel_rows.eq(entry.channel_rows),
-            sequencer.entry.eq(entry),
-            array.accumulator_base.eq(entry.accumulator_base),
-            array.bias_base.eq(entry.bias_base),
-            array.dense.eq(task.mode == Mode.DENSE),
         ]
 
         loaded = Signal()  # The difference buffer belongs to `tile` and may be run.
         tile = Signal(range(config.layers))
-        left = Signal(range(config.accumulator_rows + 1))  # Rows before the run is cut off.
+        ahead = Signal()  # The sequencers walk ahead of a run.
         running = Signal()
+        complete = encoder.exact & (encoder.positions == entry.positions)
+        steady = Cat(cluster.steady for cluster in clusters).all()
+        ended = Cat(cluster.ended for cluster in clusters).all()
+        overrun = Cat(cluster.overrun for cluster in clusters).any()
+        with m.If(start):
+            m.d.sync += ahead.eq(1)
+        with m.Elif(stop):
+            m.d.sync += ahead.eq(0)
 
         def finish(status: Status) -> None:
             m.d.sync += self.results.payload.eq(status)
             if status is not Status.OK:
                 m.d.sync += loaded.eq(0)
+                m.d.comb += stop.eq(1)
             m.next = "Report"
 
         with m.FSM():
             with m.State("Idle"):
-                m.d.comb += self.tasks.ready.eq(1)
+                m.d.comb += [
+                    self.tasks.ready.eq(1),
+                    start.eq(loaded & ~ahead & complete & ~self.tasks.valid),
+                ]
                 m.d.sync += task.eq(self.tasks.payload)
                 with m.If(self.tasks.valid):
                     m.next = "Look up"
@@ -243,37 +255,37 @@ class Engine(wiring.Component):
                 m.next = "Take entry"
             with m.State("Take entry"):
                 m.d.sync += entry.eq(table_r.data)
+                m.next = "Derive"
+            with m.State("Derive"):
                 m.next = "Check"
             with m.State("Check"):
                 with m.If(~possible):
                     finish(Status.BAD_LAYER)
                 with m.Elif(~task.run):
-                    m.d.comb += encoder.begin.eq(1)
+                    m.d.comb += [encoder.begin.eq(1), stop.eq(1)]
                     m.d.sync += [loaded.eq(1), tile.eq(task.entry)]
                     finish(Status.OK)
-                with m.Elif(
-                    ~loaded
-                    | (tile != task.entry)
-                    | ~encoder.exact
-                    | (encoder.positions != entry.positions)
-                ):
+                with m.Elif(~loaded | (tile != task.entry) | ~complete):
                     finish(Status.NO_DELTAS)
                 with m.Elif((task.mode != Mode.DENSE) & ~(filled & task_bit).any()):
                     finish(Status.NO_STATE)
                 with m.Else():
-                    m.d.comb += [sequencer.start.eq(1), array.begin.eq(1)]
-                    m.d.sync += [left.eq(config.accumulator_rows), running.eq(1), loaded.eq(0)]
+                    m.d.comb += start.eq(~ahead)
+                    m.d.sync += loaded.eq(0)
+                    m.next = "Walk ahead"
+            with m.State("Walk ahead"):
+                with m.If(steady):
+                    m.d.comb += begin.eq(1)
+                    m.d.sync += running.eq(1)
                     m.next = "Run"
             with m.State("Run"):
-                with m.If(lanes.free_row):
-                    m.d.sync += left.eq(left - 1)
-                with m.If(array.done):
+                with m.If(ended):
                     m.d.sync += [running.eq(0), filled.eq(filled | task_bit)]
+                    m.d.comb += stop.eq(1)
                     finish(Status.OK)
-                with m.Elif(left == 0):
+                with m.Elif(overrun):
                     # More rows than the accumulator buffer has: the entry makes no sense.
                     m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]
-                    m.d.comb += [sequencer.stop.eq(1), lanes.clear.eq(1), array.stop.eq(1)]
                     finish(Status.BAD_LAYER)
             with m.State("Report"):
                 m.d.comb += self.results.valid.eq(1)
@@ -281,30 +293,40 @@ class Engine(wiring.Component):
                     m.next = "Idle"
         with m.If(self.layer_en):
             m.d.sync += [filled.eq(filled & ~written_bit), loaded.eq(0)]
+            m.d.comb += stop.eq(1)
         with m.If(self.forget):
             m.d.sync += [filled.eq(0), loaded.eq(0)]
+            m.d.comb += stop.eq(1)
 
         counters = self.counters
-        busy_lanes = Signal(range(config.lanes + 1))
         m.d.comb += [
-            busy_lanes.eq(sum(lanes.issue.busy[lane] for lane in range(config.lanes))),
             counters.zero.eq(encoder.zero),
             counters.narrow.eq(encoder.narrow),
             counters.wide.eq(encoder.wide),
         ]
-        with m.If(sequencer.start):
+        # Lane cycles are added up a cycle late, which keeps the sums off the lanes' path.
+        added = {
+            name: Signal(range(config.clusters * config.lanes + 1), name=name)
+            for name in ("items", "stall_row", "stall_item", "stall_cluster")
+        }
+        counting = running & ~ended
+        work = [cluster.working for cluster in clusters]
+        idle = [~cluster.working & ~cluster.ended for cluster in clusters]
+        over = [~cluster.working & cluster.ended for cluster in clusters]
+        busy = [cluster.busy[lane] for cluster in clusters for lane in range(config.lanes)]
+        for name, signal in added.items():
+            m.d.sync += signal.eq(0)
+            m.d.sync += counters[name].eq(counters[name] + signal)
+        with m.If(counting):
             m.d.sync += [
-                counters[name].eq(0) for name in ("cycles", "items", "stall_row", "stall_item")
+                counters.cycles.eq(counters.cycles + 1),
+                added["items"].eq(sum(busy)),
+                added["stall_row"].eq(config.lanes * sum(work) - sum(busy)),
+                added["stall_item"].eq(config.lanes * sum(idle)),
+                added["stall_cluster"].eq(config.lanes * sum(over)),
             ]
-        with m.Elif(running):
-            m.d.sync += counters.cycles.eq(counters.cycles + 1)
-            with m.If(lanes.issue.valid):
-                m.d.sync += [
-                    counters.items.eq(counters.items + busy_lanes),
-                    counters.stall_row.eq(counters.stall_row + (config.lanes - busy_lanes)),
-                ]
-            with m.Else():
-                m.d.sync += counters.stall_item.eq(counters.stall_item + 1)
+        with m.If(begin):
+            m.d.sync += [counters[name].eq(0) for name in ("cycles", *added)]
         with m.If(encoder.begin):
             m.d.sync += counters.stall_link.eq(0)
         with m.Elif(

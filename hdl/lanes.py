@@ -1,14 +1,87 @@
-"""Lanes: each works off its own list of items, and all of them meet at the end of a row."""
+"""Lanes: work off the lists of a cluster, an item a cycle each, row after row.
 
-from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import data, wiring
+The two lanes of a cluster share a weight bank, and the items of a row: the first takes low items
+from the row's front, the second takes its high items, and then low ones from its back. So neither
+waits for the other, but for a cycle where the number of items is odd or most of them are high.
+"""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import ItemRead
-from ditto.hdl.sequencer import List, entry_of, row_of
+from ditto.hdl.sequencer import entry_of, row_of, slot_range, work_range
 
-__all__ = ["Lane", "Lanes", "issue_of"]
+__all__ = ["Lane", "Lanes", "RowQueue", "issue_of"]
+
+
+class RowQueue(wiring.Component):
+    """A queue that shows its head in the cycle after it was written, and holds ``depth`` values.
+
+    The user must not push into a full queue nor pop from an empty one.
+
+    Members
+    -------
+    push : In(1)
+        Append ``tail``.
+    pop : In(1)
+        Remove ``head``.
+    clear : In(1)
+        Remove everything.
+    filled : Out(1)
+        ``head`` is valid.
+    """
+
+    push: Signal
+    tail: Signal
+    pop: Signal
+    head: Signal
+    clear: Signal
+    filled: Signal
+
+    def __init__(self, *, shape: data.Layout, depth: int) -> None:
+        self.shape = shape
+        self.depth = depth
+        super().__init__(
+            {
+                "push": In(1),
+                "tail": In(shape),
+                "pop": In(1),
+                "head": Out(shape),
+                "clear": In(1),
+                "filled": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the queue."""
+        m = Module()
+        size = 1 << (self.depth - 1).bit_length()
+        m.submodules.storage = storage = memory.Memory(shape=self.shape, depth=size, init=[])
+        write, read = storage.write_port(), storage.read_port(domain="comb")
+        level = Signal(range(self.depth + 1))
+        m.d.comb += [
+            write.en.eq(self.push),
+            write.data.eq(self.tail),
+            self.head.eq(read.data),
+            self.filled.eq(level != 0),
+        ]
+        with m.If(self.push):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        with m.If(self.pop):
+            m.d.sync += read.addr.eq(read.addr + 1)
+        m.d.sync += level.eq(level + self.push - self.pop)
+        with m.If(self.clear):
+            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0)]
+        return m
+
+
+class ListRead(wiring.Signature):
+    """Read port of a list; ``entry`` is there in the same cycle."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__({"slot": Out(slot_range(config)), "entry": In(entry_of(config))})
 
 
 class Lane(wiring.Component):
@@ -18,84 +91,140 @@ class Lane(wiring.Component):
     ----------
     config
         The device.
+    number
+        Which lane of the cluster: the last one takes high items, the second goes backwards.
 
     Members
     -------
-    push : In(1)
-        Append ``entry`` to the list.
-    entry : In(StructLayout)
-        See :func:`ditto.hdl.sequencer.entry_of`.
     begin : In(1)
-        Begin a row of ``entries`` list entries, which have all been pushed.
-    entries : In
-        Zero makes the lane idle during the row.
+        Begin ``row``, whose entries have all been pushed.
+    row : In(StructLayout)
+        See :func:`ditto.hdl.sequencer.row_of`.
+    low, high : Out(ListRead)
+        Read ports of the lists.
     clear : In(1)
         Drop everything.
     finishing : Out(1)
         Nothing of the row is left after this cycle.
     item : Out(ItemRead)
         Read port of the difference buffer; an item is read in each cycle in which the lane is busy.
-    row : Out
+    weight_row : Out
         First weight row of the item's tap.
     """
 
-    push: Signal
-    entry: data.View
     begin: Signal
-    entries: Signal
+    row: data.View
+    low: wiring.PureInterface
+    high: wiring.PureInterface
     clear: Signal
     finishing: Signal
     item: wiring.PureInterface
-    row: Signal
+    weight_row: Signal
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, number: int) -> None:
         self.config = config
+        self.number = number
         super().__init__(
             {
-                "push": In(1),
-                "entry": In(entry_of(config)),
                 "begin": In(1),
-                "entries": In(range(config.list_depth + 1)),
+                "row": In(row_of(config)),
+                "low": Out(ListRead(config)),
+                "high": Out(ListRead(config)),
                 "clear": In(1),
                 "finishing": Out(1),
                 "item": Out(ItemRead(config)),
-                "row": Out(range(config.weight_rows)),
+                "weight_row": Out(range(config.weight_rows)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the lane."""
         m = Module()
-        m.submodules.list = pending = List(
-            shape=entry_of(self.config), depth=self.config.list_depth
-        )
+        config = self.config
+        takes_high = self.number == config.lanes - 1
+        backward = self.number == 1
         busy = Signal()
-        left = Signal.like(self.entries, reset_less=True)
-        count = Signal(self.config.count_bits, reset_less=True)
-        last_item = count == 1
+        at_high = Signal(reset_less=True)  # the item at hand is a high one
+        low_left = Signal(work_range(config), reset_less=True)
+        high_left = Signal(work_range(config), reset_less=True)
+        count = Signal(config.count_bits, reset_less=True)  # items left of the entry
+        low_slot = Signal(slot_range(config), reset_less=True)
+        high_slot = Signal(slot_range(config), reset_less=True)
+
+        row = self.row
+        load_low, load_high = Signal(), Signal()
+        last_of_entry = Signal()
         m.d.comb += [
-            pending.push.eq(self.push),
-            pending.tail.eq(self.entry),
-            pending.clear.eq(self.clear),
+            last_of_entry.eq(count == 1),
             self.item.en.eq(busy),
-            self.finishing.eq(~busy | (last_item & (left == 0))),
+            self.low.slot.eq(
+                Mux(self.begin, row.low_last if backward else row.low_first, low_slot)
+            ),
+            self.high.slot.eq(Mux(self.begin, row.high_first, high_slot)),
         ]
-        with m.If(busy):
-            m.d.sync += [self.item.address.eq(self.item.address + 1), count.eq(count - 1)]
-            with m.If(last_item):
-                m.d.sync += left.eq(left - 1)
-                m.d.comb += pending.pop.eq(left != 0)
-            with m.If(self.finishing):
-                m.d.sync += busy.eq(0)
+        last_high = at_high & (high_left == 1)
+        last_low = ~at_high & (low_left == 1)
+        m.d.comb += self.finishing.eq(~busy | last_low | (last_high & (low_left == 0)))
+        high = row.high if takes_high else 0
         with m.If(self.begin):
-            m.d.sync += [busy.eq(self.entries != 0), left.eq(self.entries - 1)]
-            m.d.comb += pending.pop.eq(self.entries != 0)
-        with m.If(pending.pop):
-            m.d.sync += [
-                self.item.address.eq(pending.head.address),
-                count.eq(pending.head.count),
-                self.row.eq(pending.head.row),
+            m.d.comb += [
+                load_high.eq(high != 0),
+                load_low.eq((high == 0) & (row.low[self.number] != 0)),
             ]
+        with m.Else():
+            m.d.comb += [
+                load_high.eq(busy & at_high & last_of_entry & ~last_high),
+                load_low.eq(
+                    busy
+                    & Mux(
+                        at_high,
+                        last_high & (low_left != 0),
+                        last_of_entry & ~last_low,
+                    )
+                ),
+            ]
+
+        # High items lie from the end of their slot downwards.
+        with m.If(busy):
+            down = at_high | backward
+            m.d.sync += [
+                count.eq(count - 1),
+                self.item.address.eq(self.item.address + Mux(down, -1, 1)),
+            ]
+            with m.If(at_high):
+                m.d.sync += high_left.eq(high_left - 1)
+            with m.Else():
+                m.d.sync += low_left.eq(low_left - 1)
+        with m.If(self.begin):
+            m.d.sync += [
+                low_left.eq(row.low[self.number]),
+                high_left.eq(high),
+                low_slot.eq(self.low.slot),
+                high_slot.eq(self.high.slot),
+                busy.eq(load_low | load_high),
+            ]
+        with m.Elif(self.finishing):
+            m.d.sync += busy.eq(0)
+        with m.If(load_low):
+            entry = self.low.entry
+            skipped = entry.count - 1 if backward else 0
+            m.d.sync += [
+                at_high.eq(0),
+                self.item.address.eq(entry.address + skipped),
+                count.eq(entry.count),
+                self.weight_row.eq(entry.row),
+                low_slot.eq(self.low.slot + (-1 if backward else 1)),
+            ]
+        if takes_high:
+            with m.If(load_high):
+                entry = self.high.entry
+                m.d.sync += [
+                    at_high.eq(1),
+                    self.item.address.eq(entry.address),
+                    count.eq(entry.count),
+                    self.weight_row.eq(entry.row),
+                    high_slot.eq(self.high.slot + 1),
+                ]
         with m.If(self.clear):
             m.d.sync += busy.eq(0)
         return m
@@ -114,8 +243,7 @@ def issue_of(config: Config) -> data.StructLayout:
             "rows": data.ArrayLayout(range(config.weight_rows), config.lanes),
             "first": 1,
             "last": 1,
-            "last_of_tile": 1,
-            "last_of_run": 1,
+            "first_of_tile": 1,
         }
     )
 
@@ -132,8 +260,10 @@ class Lanes(wiring.Component):
 
     Members
     -------
-    entries, push, row, push_row
+    low, high, push_low, push_high, low_slot, high_slot, row, push_row
         From the sequencer.
+    run : In(1)
+        Begin rows.
     free_row : Out(1)
         A row has ended.
     clear : In(1)
@@ -144,10 +274,15 @@ class Lanes(wiring.Component):
         What is read in this cycle, see :func:`issue_of`.
     """
 
-    entries: list[data.View]
-    push: Signal
+    low: data.View
+    high: data.View
+    push_low: Signal
+    push_high: Signal
+    low_slot: Signal
+    high_slot: Signal
     row: data.View
     push_row: Signal
+    run: Signal
     free_row: Signal
     clear: Signal
     items: list[wiring.PureInterface]
@@ -157,10 +292,15 @@ class Lanes(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "entries": In(entry_of(config)).array(config.lanes),
-                "push": In(config.lanes),
+                "low": In(entry_of(config)),
+                "high": In(entry_of(config)),
+                "push_low": In(1),
+                "push_high": In(1),
+                "low_slot": In(slot_range(config)),
+                "high_slot": In(slot_range(config)),
                 "row": In(row_of(config)),
                 "push_row": In(1),
+                "run": In(1),
                 "free_row": Out(1),
                 "clear": In(1),
                 "items": Out(ItemRead(config)).array(config.lanes),
@@ -172,21 +312,37 @@ class Lanes(wiring.Component):
         """Build the lanes."""
         m = Module()
         config = self.config
-        m.submodules.rows = rows = List(shape=row_of(config), depth=config.list_depth)
-        lanes = [Lane(config) for _ in range(config.lanes)]
-        for index, lane in enumerate(lanes):
-            m.submodules[f"lane_{index}"] = lane
+        m.submodules.rows = rows = RowQueue(shape=row_of(config), depth=config.list_depth)
+        lanes = [Lane(config, number) for number in range(config.lanes)]
+
+        # Every reader of a list has a read port of it; only the last lane takes high items.
+        for name in ("low", "high"):
+            entries = memory.Memory(
+                shape=entry_of(config), depth=len(slot_range(config)), init=[]
+            )
+            m.submodules[f"{name}_list"] = entries
+            write = entries.write_port()
             m.d.comb += [
-                lane.push.eq(self.push[index]),
-                lane.entry.eq(self.entries[index]),
+                write.en.eq(getattr(self, f"push_{name}")),
+                write.addr.eq(getattr(self, f"{name}_slot")),
+                write.data.eq(getattr(self, name)),
+            ]
+            for lane in lanes if name == "low" else lanes[-1:]:
+                read = entries.read_port(domain="comb")
+                port = getattr(lane, name)
+                m.d.comb += [read.addr.eq(port.slot), port.entry.eq(read.data)]
+
+        for number, lane in enumerate(lanes):
+            m.submodules[f"lane_{number}"] = lane
+            m.d.comb += [
                 lane.begin.eq(rows.pop),
-                lane.entries.eq(rows.head.entries[index]),
+                lane.row.eq(rows.head),
                 lane.clear.eq(self.clear),
-                self.items[index].en.eq(lane.item.en),
-                self.items[index].address.eq(lane.item.address),
-                lane.item.item.eq(self.items[index].item),
-                self.issue.busy[index].eq(lane.item.en),
-                self.issue.rows[index].eq(lane.row),
+                self.items[number].en.eq(lane.item.en),
+                self.items[number].address.eq(lane.item.address),
+                lane.item.item.eq(self.items[number].item),
+                self.issue.busy[number].eq(lane.item.en),
+                self.issue.rows[number].eq(lane.weight_row),
             ]
 
         finishing = Cat(lane.finishing for lane in lanes).all()
@@ -195,7 +351,7 @@ class Lanes(wiring.Component):
             rows.tail.eq(self.row),
             rows.clear.eq(self.clear),
             self.free_row.eq(self.issue.valid & finishing),
-            rows.pop.eq((~self.issue.valid | finishing) & rows.filled),
+            rows.pop.eq((~self.issue.valid | finishing) & rows.filled & self.run),
             self.issue.last.eq(finishing),
         ]
         with m.If(self.issue.valid):
@@ -204,8 +360,7 @@ class Lanes(wiring.Component):
             m.d.sync += [
                 self.issue.valid.eq(1),
                 self.issue.first.eq(1),
-                self.issue.last_of_tile.eq(rows.head.last_of_tile),
-                self.issue.last_of_run.eq(rows.head.last_of_run),
+                self.issue.first_of_tile.eq(rows.head.first_of_tile),
             ]
         with m.If(self.clear):
             m.d.sync += self.issue.valid.eq(0)

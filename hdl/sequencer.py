@@ -1,32 +1,44 @@
-"""Layer sequencer: walks the kernel taps of every output row, and lists what each lane has to do.
+"""Layer sequencer: walks the kernel taps of every output row, and lists what the lanes have to do.
 
 ::
 
-    loop over column tiles, output rows and columns, kernel rows and columns
+    loop over column tiles, the cluster's output positions, kernel rows and columns
       │ 1: position of the tap
-      │ 2: counts of its items
-      │ 3: an entry in the list of each lane that has items
+      │ 2: its place in the difference buffer
+      │ 3: an entry in the list of low items, and one in that of high items
+      │ 4: with the last tap, the row: how many items each lane takes
       ▼
-    lists ──► lanes
+    lists and rows ──► lanes
 
 A row of the array is one output position (pixel, token) in one column tile. The sequencer spends a
-cycle on each tap of a row, inside the image or not, while the lanes work on rows before it. It
-holds at most ``list_depth`` taps of rows that the lanes have not finished.
+cycle on each tap of a row, inside the image or not, and on each output row of the image without a
+position of the cluster, while the lanes work on rows before it. It holds at most ``list_depth``
+taps of rows that the lanes have not finished.
 """
 
-from amaranth.hdl import Const, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
-from ditto.hdl.difference_buffer import CountsRead
+from ditto.hdl.difference_buffer import PlaceRead
 from ditto.hdl.protocol import LayerEntry
 
-__all__ = ["List", "Sequencer", "entry_of", "row_of"]
+__all__ = ["Sequencer", "entry_of", "geometry_of", "row_of", "slot_range"]
+
+
+def slot_range(config: Config) -> range:
+    """Return the range of indices into a list of entries, which wrap around."""
+    return range(1 << max((config.list_depth - 1).bit_length(), 1))
+
+
+def work_range(config: Config) -> range:
+    """Return the range of the number of items of a row."""
+    return range(config.list_depth * config.channels * config.digits + 1)
 
 
 def entry_of(config: Config) -> data.StructLayout:
-    """Lay out an entry of a lane's list: its items of one tap, and the tap's first weight row."""
+    """Lay out a list entry: items of one tap, the first of them, and the tap's weight row."""
     return data.StructLayout(
         {
             "address": range(config.item_depth),
@@ -37,79 +49,40 @@ def entry_of(config: Config) -> data.StructLayout:
 
 
 def row_of(config: Config) -> data.StructLayout:
-    """Lay out what the lanes must know of a row: its entries in each list, and where it ends."""
+    """Lay out a row: how many items of each kind each lane takes, and where its entries are.
+
+    The first lane takes its low items from the front of the row, the second from the back. High
+    items are for the last lane.
+    """
     return data.StructLayout(
         {
-            "entries": data.ArrayLayout(range(config.list_depth + 1), config.lanes),
-            "last_of_tile": 1,
-            "last_of_run": 1,
+            "low": data.ArrayLayout(work_range(config), config.lanes),
+            "high": work_range(config),
+            "low_first": slot_range(config),
+            "low_last": slot_range(config),
+            "high_first": slot_range(config),
+            "first_of_tile": 1,
         }
     )
 
 
-class List(wiring.Component):
-    """A queue that shows its head in the cycle after it was written, and holds ``depth`` values.
-
-    The user must not push into a full queue nor pop from an empty one.
-
-    Members
-    -------
-    push : In(1)
-        Append ``tail``.
-    pop : In(1)
-        Remove ``head``.
-    clear : In(1)
-        Remove everything.
-    filled : Out(1)
-        ``head`` is valid.
-    """
-
-    push: Signal
-    tail: Signal
-    pop: Signal
-    head: Signal
-    clear: Signal
-    filled: Signal
-
-    def __init__(self, *, shape: data.Layout, depth: int) -> None:
-        self.shape = shape
-        self.depth = depth
-        super().__init__(
-            {
-                "push": In(1),
-                "tail": In(shape),
-                "pop": In(1),
-                "head": Out(shape),
-                "clear": In(1),
-                "filled": Out(1),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        """Build the queue."""
-        m = Module()
-        size = 1 << (self.depth - 1).bit_length()
-        m.submodules.storage = storage = memory.Memory(shape=self.shape, depth=size, init=[])
-        write, read = storage.write_port(), storage.read_port(domain="comb")
-        level = Signal(range(self.depth + 1))
-        m.d.comb += [
-            write.en.eq(self.push),
-            write.data.eq(self.tail),
-            self.head.eq(read.data),
-            self.filled.eq(level != 0),
-        ]
-        with m.If(self.push):
-            m.d.sync += write.addr.eq(write.addr + 1)
-        with m.If(self.pop):
-            m.d.sync += read.addr.eq(read.addr + 1)
-        m.d.sync += level.eq(level + self.push - self.pop)
-        with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0)]
-        return m
+def geometry_of(config: Config) -> data.StructLayout:
+    """Lay out what follows from a layer-table entry and is the same for all clusters."""
+    return data.StructLayout(
+        {
+            # Kernel taps.
+            "taps": 8,
+            # Last item of a slot of the difference buffer, counted from its first.
+            "slot_last": range(config.item_depth),
+            # ``split`` and ``skew`` in columns of the input image.
+            "split_x": 8,
+            "skew_x": 8,
+        }
+    )
 
 
 class Sequencer(wiring.Component):
-    """Fill the lanes' lists, row by row.
+    """Fill the lists of a cluster, row by row.
 
     Parameters
     ----------
@@ -120,47 +93,77 @@ class Sequencer(wiring.Component):
     -------
     entry : In(LayerEntry)
         What to run; stays as it is during the run.
+    geometry : In(StructLayout)
+        What follows from it, see :func:`geometry_of`.
+    share : In
+        The cluster's share of the output positions, less than ``entry.split``.
     start : In(1)
         Begin with the first tap in the next cycle.
     stop : In(1)
         Drop everything.
-    counts : Out(CountsRead)
+    places : Out(PlaceRead)
         Read port of the difference buffer.
-    entries : Out(StructLayout) array
-        The entry that goes into a lane's list, see :func:`entry_of`.
-    push : Out(lanes)
-        Lanes whose list takes its entry in this cycle.
+    low, high : Out(StructLayout)
+        The entries that go into the lists, see :func:`entry_of`.
+    push_low, push_high : Out(1)
+        The list takes its entry in this cycle.
+    low_slot, high_slot : Out
+        Where in the list.
     row : Out(StructLayout)
-        The row whose last tap this is, see :func:`row_of`.
+        A row whose entries have all been pushed, see :func:`row_of`.
     push_row : Out(1)
-        ``row`` is valid in this cycle. Its entries have all been pushed by the next one.
+        ``row`` is valid in this cycle.
     free_row : In(1)
         The lanes are done with a row.
+    steady : Out(1)
+        Nothing will change until a row is freed.
+    ended : Out(1)
+        Every row has been pushed.
+    overrun : Out(1)
+        The entry has more rows than an accumulator buffer: it makes no sense.
     """
 
     entry: data.View
+    geometry: data.View
+    share: Signal
     start: Signal
     stop: Signal
-    counts: wiring.PureInterface
-    entries: list[data.View]
-    push: Signal
+    places: wiring.PureInterface
+    low: data.View
+    high: data.View
+    push_low: Signal
+    push_high: Signal
+    low_slot: Signal
+    high_slot: Signal
     row: data.View
     push_row: Signal
     free_row: Signal
+    steady: Signal
+    ended: Signal
+    overrun: Signal
 
     def __init__(self, config: Config) -> None:
         self.config = config
         super().__init__(
             {
                 "entry": In(LayerEntry),
+                "geometry": In(geometry_of(config)),
+                "share": In(range(config.clusters)),
                 "start": In(1),
                 "stop": In(1),
-                "counts": Out(CountsRead(config)),
-                "entries": Out(entry_of(config)).array(config.lanes),
-                "push": Out(config.lanes),
+                "places": Out(PlaceRead(config)),
+                "low": Out(entry_of(config)),
+                "high": Out(entry_of(config)),
+                "push_low": Out(1),
+                "push_high": Out(1),
+                "low_slot": Out(slot_range(config)),
+                "high_slot": Out(slot_range(config)),
                 "row": Out(row_of(config)),
                 "push_row": Out(1),
                 "free_row": In(1),
+                "steady": Out(1),
+                "ended": Out(1),
+                "overrun": Out(1),
             }
         )
 
@@ -168,42 +171,72 @@ class Sequencer(wiring.Component):
         """Build the sequencer."""
         m = Module()
         config = self.config
-        entry = self.entry
+        entry, geometry = self.entry, self.geometry
         place = signed(max(config.positions.bit_length(), 8) + 2)
 
-        # The loops. An origin is the image coordinate of the first tap, y and x of the present one.
+        # The loops. An origin is the image coordinate of the first tap, y and x of the present one;
+        # ``first`` is what begins an output row of the image.
         walking = Signal()
         tile = Signal(16, reset_less=True)
-        out_y, out_x = Signal(16), Signal(16)
-        kernel_y, kernel_x = Signal(4), Signal(4)
-        origin_y, origin_x = Signal(place), Signal(place)
-        y, x = Signal(place), Signal(place)
+        out_y, out_x = Signal(16, reset_less=True), Signal(17, reset_less=True)
+        first_x, first_origin = Signal(8, reset_less=True), Signal(place, reset_less=True)
+        kernel_y, kernel_x = Signal(4, reset_less=True), Signal(4, reset_less=True)
+        origin_y, origin_x = Signal(place, reset_less=True), Signal(place, reset_less=True)
+        y, x = Signal(place, reset_less=True), Signal(place, reset_less=True)
         row_base = Signal(range(config.weight_rows), reset_less=True)
+        next_base = Signal(range(config.weight_rows), reset_less=True)
         weight_row = Signal(range(config.weight_rows), reset_less=True)
+        first_of_tile = Signal(reset_less=True)
 
         last_x = kernel_x == entry.kernel_width - 1
         last_tap = last_x & (kernel_y == entry.kernel_height - 1)
-        last_out_x = out_x == entry.out_width - 1
-        last_of_tile = last_out_x & (out_y == entry.out_height - 1)
+        last_of_tile = out_y == entry.out_height - 1
         last_of_run = last_of_tile & (tile == entry.tiles - 1)
 
         # A row begins when its taps fit beside those of the rows that are not finished.
-        taps = Signal(8)
         held = Signal(range(config.list_depth + 1))
+        rows_left = Signal(range(config.accumulator_rows + 1))
+        skips_left = Signal(16, reset_less=True)
         begins = Signal()
-        step = Signal()
+        empty = Signal()
+        fits = Signal()
+        step, skip = Signal(), Signal()
         m.d.comb += [
-            taps.eq(entry.kernel_height * entry.kernel_width),
             begins.eq((kernel_x == 0) & (kernel_y == 0)),
-            step.eq(walking & (~begins | (held + taps <= config.list_depth))),
+            empty.eq(out_x >= entry.out_width),
+            fits.eq((held + geometry.taps <= config.list_depth) & (rows_left != 0)),
+            step.eq(walking & ~empty & (~begins | fits)),
+            skip.eq(walking & empty & (skips_left != 0)),
+            self.overrun.eq(walking & Mux(empty, skips_left == 0, begins & (rows_left == 0))),
         ]
+        taps = geometry.taps
         m.d.sync += held.eq(held + Mux(step & begins, taps, 0) - Mux(self.free_row, taps, 0))
+
+        # Where the next output row of the image begins, and the next tap.
+        wraps = Signal()
+        next_first = Signal.like(first_x)
+        next_first_origin = Signal(place)
+        end_x = Signal(18)
+        next_y = Signal(place)
+        goes_on = Signal()
+        m.d.comb += [
+            wraps.eq(first_x + entry.skew >= entry.split),
+            next_first.eq(first_x + entry.skew - Mux(wraps, entry.split, 0)),
+            next_first_origin.eq(
+                first_origin + geometry.skew_x - Mux(wraps, geometry.split_x, 0)
+            ),
+            next_y.eq(origin_y + entry.stride_y),
+            end_x.eq(out_x + entry.split),
+            goes_on.eq(end_x < entry.out_width),
+        ]
+        start_origin = Signal(place)
+        m.d.comb += start_origin.eq(self.share * entry.stride_x - entry.pad_left)
 
         with m.If(step):
             m.d.sync += [
                 kernel_x.eq(kernel_x + 1),
                 x.eq(x + entry.dilation_x),
-                weight_row.eq(weight_row + entry.channel_rows),
+                weight_row.eq(weight_row + entry.channels),
             ]
             with m.If(last_x):
                 m.d.sync += [
@@ -213,109 +246,162 @@ class Sequencer(wiring.Component):
                     y.eq(y + entry.dilation_y),
                 ]
             with m.If(last_tap):
-                next_x = Signal(place)
-                next_y = Signal(place)
-                m.d.comb += [
-                    next_x.eq(origin_x + entry.stride_x),
-                    next_y.eq(origin_y),
-                ]
-                with m.If(last_out_x):
-                    m.d.comb += [
-                        next_x.eq(-Const(0, 1) - entry.pad_left),
-                        next_y.eq(origin_y + entry.stride_y),
-                    ]
-                with m.If(last_of_tile):
-                    m.d.comb += next_y.eq(-Const(0, 1) - entry.pad_top)
                 m.d.sync += [
                     kernel_y.eq(0),
-                    out_x.eq(out_x + 1),
-                    origin_x.eq(next_x),
-                    origin_y.eq(next_y),
-                    x.eq(next_x),
-                    y.eq(next_y),
+                    out_x.eq(end_x),
+                    origin_x.eq(origin_x + geometry.split_x),
+                    x.eq(origin_x + geometry.split_x),
+                    y.eq(origin_y),
                     weight_row.eq(row_base),
+                    next_base.eq(weight_row + entry.channels),
+                    rows_left.eq(rows_left - 1),
+                    first_of_tile.eq(0),
                 ]
-                with m.If(last_out_x):
-                    m.d.sync += [out_x.eq(0), out_y.eq(out_y + 1)]
-                with m.If(last_of_tile):
-                    m.d.sync += [
-                        out_y.eq(0),
-                        tile.eq(tile + 1),
-                        row_base.eq(weight_row + entry.channel_rows),
-                        weight_row.eq(weight_row + entry.channel_rows),
-                    ]
-                with m.If(last_of_run):
-                    m.d.sync += walking.eq(0)
+        with m.If(skip):
+            m.d.sync += skips_left.eq(skips_left - 1)
+        with m.If(skip | (step & last_tap & ~goes_on)):
+            m.d.sync += [
+                out_y.eq(out_y + 1),
+                out_x.eq(next_first),
+                first_x.eq(next_first),
+                first_origin.eq(next_first_origin),
+                origin_x.eq(next_first_origin),
+                x.eq(next_first_origin),
+                origin_y.eq(next_y),
+                y.eq(next_y),
+            ]
+        with m.If((skip | (step & last_tap & ~goes_on)) & last_of_tile):
+            base = Mux(step, (weight_row + entry.channels)[: len(row_base)], next_base)
+            m.d.sync += [tile.eq(tile + 1), row_base.eq(base), weight_row.eq(base)]
+            with m.If(last_of_run):
+                m.d.sync += walking.eq(0)
         with m.If(self.start):
             m.d.sync += [
                 walking.eq(1),
                 tile.eq(0),
-                out_y.eq(0),
-                out_x.eq(0),
                 kernel_y.eq(0),
                 kernel_x.eq(0),
-                origin_y.eq(-entry.pad_top),
-                origin_x.eq(-entry.pad_left),
-                y.eq(-entry.pad_top),
-                x.eq(-entry.pad_left),
                 row_base.eq(entry.weight_base),
                 weight_row.eq(entry.weight_base),
                 held.eq(0),
+                rows_left.eq(config.accumulator_rows),
+                skips_left.eq(Const(-1, 16)),
+            ]
+        with m.If(
+            self.start | ((skip | (step & last_tap & ~goes_on)) & last_of_tile)
+        ):
+            m.d.sync += [
+                out_y.eq(0),
+                out_x.eq(self.share),
+                first_x.eq(self.share),
+                first_origin.eq(start_origin),
+                origin_x.eq(start_origin),
+                x.eq(start_origin),
+                origin_y.eq(-entry.pad_top),
+                y.eq(-entry.pad_top),
+                first_of_tile.eq(1),
             ]
 
-        # Stage 1: the tap's position, which the counts are read at in the next cycle.
+        # Stage 1: the tap's position, whose place is read in the next cycle.
         tap = data.StructLayout(
             {
                 "inside": 1,
-                "position": range(config.positions),
                 "weight_row": range(config.weight_rows),
                 "last": 1,
-                "last_of_tile": 1,
-                "last_of_run": 1,
+                "first_of_tile": 1,
             }
         )
-        tap_1, tap_2 = Signal(tap, reset_less=True), Signal(tap, reset_less=True)
-        valid_1, valid_2 = Signal(), Signal()
+        taps_of = [Signal(tap, name=f"tap_{stage}", reset_less=True) for stage in (1, 2)]
+        valid = [Signal(name=f"valid_{stage}") for stage in (1, 2, 3, 4)]
         m.d.sync += [
-            valid_1.eq(step & ~self.stop),
-            valid_2.eq(valid_1 & ~self.stop),
-            tap_1.inside.eq((y >= 0) & (y < entry.in_height) & (x >= 0) & (x < entry.in_width)),
-            tap_1.position.eq(y * entry.in_width + x),
-            tap_1.weight_row.eq(weight_row),
-            tap_1.last.eq(last_tap),
-            tap_1.last_of_tile.eq(last_of_tile),
-            tap_1.last_of_run.eq(last_of_run),
-        ]
-        m.d.comb += self.counts.address.eq(tap_1.position)
-
-        # Stage 2: its first item, while the counts come out of the difference buffer.
-        address = Signal(range(config.item_depth), reset_less=True)
-        slot = Signal(range(config.item_depth + 1), reset_less=True)
-        m.d.sync += [
-            tap_2.eq(tap_1),
-            slot.eq(entry.channel_rows * config.digits),
-            address.eq(tap_1.position * slot),
+            valid[0].eq(step & ~self.stop),
+            valid[1].eq(valid[0] & ~self.stop),
+            taps_of[0].inside.eq(
+                (y >= 0) & (y < entry.in_height) & (x >= 0) & (x < entry.in_width)
+            ),
+            taps_of[0].weight_row.eq(weight_row),
+            taps_of[0].last.eq(last_tap),
+            taps_of[0].first_of_tile.eq(first_of_tile),
+            taps_of[1].eq(taps_of[0]),
+            self.places.address.eq(y * entry.in_width + x),
         ]
 
-        # Stage 3: an entry for every lane that has items.
+        # Stage 2: its place, from which follow the entries, and the row's sums.
+        present = taps_of[1]
+        spot = self.places.place
+        low_sum = Signal(work_range(config), reset_less=True)
+        high_sum = Signal(work_range(config), reset_less=True)
+        low_total, high_total = Signal.like(low_sum), Signal.like(high_sum)
+        fresh = Signal(init=1)
+        inside = valid[1] & present.inside
         m.d.comb += [
-            self.push_row.eq(valid_2 & tap_2.last),
-            self.row.last_of_tile.eq(tap_2.last_of_tile),
-            self.row.last_of_run.eq(tap_2.last_of_run),
+            low_total.eq(Mux(fresh, 0, low_sum) + Mux(present.inside, spot.low, 0)),
+            high_total.eq(Mux(fresh, 0, high_sum) + Mux(present.inside, spot.high, 0)),
         ]
-        for lane in range(config.lanes):
-            pushed = Signal(range(config.list_depth + 1), name=f"pushed_{lane}")
-            m.d.comb += [
-                self.push[lane].eq(valid_2 & tap_2.inside & (self.counts.counts[lane] != 0)),
-                self.entries[lane].address.eq(address),
-                self.entries[lane].count.eq(self.counts.counts[lane]),
-                self.entries[lane].row.eq(tap_2.weight_row),
-                self.row.entries[lane].eq(pushed + self.push[lane]),
+        with m.If(valid[1]):
+            m.d.sync += [
+                low_sum.eq(low_total),
+                high_sum.eq(high_total),
+                fresh.eq(present.last),
             ]
-            with m.If(valid_2):
-                m.d.sync += pushed.eq(Mux(tap_2.last, 0, self.row.entries[lane]))
-            with m.If(self.stop):
-                m.d.sync += pushed.eq(0)
+        m.d.sync += [
+            self.push_low.eq(inside & (spot.low != 0) & ~self.stop),
+            self.push_high.eq(inside & (spot.high != 0) & ~self.stop),
+            self.low.address.eq(spot.address),
+            self.low.count.eq(spot.low),
+            self.low.row.eq(present.weight_row),
+            self.high.address.eq(spot.address + geometry.slot_last),
+            self.high.count.eq(spot.high),
+            self.high.row.eq(present.weight_row),
+            valid[2].eq(valid[1] & present.last & ~self.stop),
+        ]
+
+        # Stage 3: the entries go into the lists; the row is complete.
+        low_first, high_first = Signal.like(self.low_slot), Signal.like(self.high_slot)
+        stage_3_first_of_tile = Signal(reset_less=True)
+        m.d.sync += stage_3_first_of_tile.eq(present.first_of_tile)
+        low_end, high_end = Signal.like(low_first), Signal.like(high_first)
+        m.d.comb += [
+            low_end.eq(self.low_slot + self.push_low),
+            high_end.eq(self.high_slot + self.push_high),
+        ]
+        m.d.sync += [self.low_slot.eq(low_end), self.high_slot.eq(high_end)]
+        with m.If(valid[2]):
+            m.d.sync += [low_first.eq(low_end), high_first.eq(high_end)]
+
+        # The second lane takes low items off the first until both have as many.
+        m.d.sync += [
+            valid[3].eq(valid[2] & ~self.stop),
+            self.row.high.eq(high_sum),
+            self.row.low_first.eq(low_first),
+            self.row.low_last.eq(low_end - 1),
+            self.row.high_first.eq(high_first),
+            self.row.first_of_tile.eq(stage_3_first_of_tile),
+        ]
+        if config.lanes == 1:
+            m.d.sync += self.row.low[0].eq(low_sum)
+        else:
+            surplus = Signal(signed(len(low_sum) + 1))
+            helped = Signal.like(low_sum)
+            m.d.comb += [
+                surplus.eq(low_sum - high_sum),
+                helped.eq(Mux(surplus < 0, 0, surplus[1:])),
+            ]
+            m.d.sync += [self.row.low[0].eq(low_sum - helped), self.row.low[1].eq(helped)]
+
+        # Stage 4: the row goes to the lanes.
+        m.d.comb += [
+            self.push_row.eq(valid[3]),
+            self.steady.eq(~(step | skip | self.start | Cat(valid).any())),
+            self.ended.eq(~walking & ~self.start & ~Cat(valid).any()),
+        ]
         with m.If(self.stop):
-            m.d.sync += walking.eq(0)
+            m.d.sync += [
+                walking.eq(0),
+                fresh.eq(1),
+                self.low_slot.eq(0),
+                self.high_slot.eq(0),
+                low_first.eq(0),
+                high_first.eq(0),
+            ]
         return m

@@ -234,34 +234,39 @@ class Device:
         raw = b"".join(pack(LayerEntry, **entry) for entry in entries)
         self._write_words(Space.LAYERS, first, raw, _ENTRY, self.config.layers)
 
-    def write_weights(self, bank: int, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into a weight bank, from ``row`` on.
+    def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a cluster's weight bank, from ``row`` on.
 
         Raises
         ------
         CommandError
-            If they lie outside the bank, or there is no such bank.
+            If they lie outside the bank, or there is no such cluster.
+        ValueError
+            If a weight is less than the device can multiply with.
         """
-        if not 0 <= bank < self.config.lanes:
-            raise CommandError(Status.BAD_COMMAND, f"weight bank {bank}")
-        raw, word = self._pack(words, self.config.weight_bits)
-        self._write_words(Space.WEIGHTS, row, raw, word, self.config.weight_rows, bank=bank)
+        config = self.config
+        words = np.asarray(words)
+        if words.size and words.min() < config.min_weight:
+            raise ValueError(f"weights are at least {config.min_weight}, not {words.min()}")
+        raw, word = self._pack(words, config.weight_bits)
+        self._write_words(Space.WEIGHTS, row, raw, word, config.weight_rows, cluster)
 
-    def write_accumulators(self, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into the accumulator buffer, from ``row`` on.
+    def write_accumulators(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a cluster's accumulators, from ``row`` on.
 
         Raises
         ------
         CommandError
-            If they lie outside the buffer.
+            If they lie outside the buffer, or there is no such cluster.
         """
         raw, word = self._pack(words, self.config.accumulator_bits)
-        self._write_words(Space.ACCUMULATORS, row, raw, word, self.config.accumulator_rows)
+        depth = self.config.accumulator_rows
+        self._write_words(Space.ACCUMULATORS, row, raw, word, depth, cluster)
 
     def read_accumulators(
         self, row: int, count: int, columns: int | None = None
     ) -> NDArray[np.int64]:
-        """Return the first ``columns`` accumulators of ``count`` words, from ``row`` on.
+        """Return accumulators from ``row`` on: (clusters, ``count``, first ``columns``).
 
         Raises
         ------
@@ -273,16 +278,17 @@ class Device:
         if not 0 <= row <= row + count <= self.config.accumulator_rows:
             raise CommandError(Status.BAD_ADDRESS, "accumulators")
         word = word_bytes(columns, bits)
+        clusters = self.config.clusters
         parts = []
-        for at, n in _chunks(count, max(1, _RESPONSE_BYTES // max(word, 1))):
+        for at, n in _chunks(count, max(1, _RESPONSE_BYTES // max(clusters * word, 1))):
             raw = self._command(Opcode.READ, address=row + at, count=n, size=word)
-            if len(raw) != n * word:
+            if len(raw) != clusters * n * word:
                 raise DeviceError(
-                    f"the device answered READ of {n} words with {len(raw)} bytes instead of "
-                    f"{n * word}; is its gateware of this version?"
+                    f"the device answered READ of {clusters} x {n} words with {len(raw)} bytes "
+                    f"instead of {clusters * n * word}; is its gateware of this version?"
                 )
-            parts.append(raw)
-        return unpack_words(b"".join(parts), columns, bits)
+            parts.append(unpack_words(raw, columns, bits).reshape(clusters, n, columns))
+        return np.concatenate(parts, axis=1)
 
     def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
         """Fill the difference buffer with the deltas of an entry, of shape (positions, channels).
@@ -326,6 +332,8 @@ class Device:
         self, space: Space, first: int, raw: bytes, word: int, depth: int, bank: int = 0
     ) -> None:
         """Write packed words, as many with a command as a frame holds."""
+        if not 0 <= bank < self.config.clusters:
+            raise CommandError(Status.BAD_COMMAND, f"cluster {bank}")
         count = len(raw) // word
         if not 0 <= first <= first + count <= depth:
             raise CommandError(

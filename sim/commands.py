@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator
 
+import numpy as np
+
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import (
     CommandHeader,
@@ -15,7 +17,8 @@ from ditto.hdl.protocol import (
     pack,
     size,
 )
-from ditto.host.device import word_bytes
+from ditto.host.device import pack_words, word_bytes
+from ditto.sim.workload import random_weights
 
 __all__ = ["random_command", "random_commands", "without_link_stalls"]
 
@@ -51,10 +54,13 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
     for space, bank, depth, word in [
         (Space.LAYERS, 0, config.layers, size(LayerEntry)),
         *(
-            (Space.WEIGHTS, bank, config.weight_rows, _weight_bytes(config))
-            for bank in range(config.lanes)
+            (space, cluster, depth, word)
+            for space, depth, word in [
+                (Space.WEIGHTS, config.weight_rows, _weight_bytes(config)),
+                (Space.ACCUMULATORS, config.accumulator_rows, _accumulator_bytes(config)),
+            ]
+            for cluster in range(config.clusters)
         ),
-        (Space.ACCUMULATORS, 0, config.accumulator_rows, _accumulator_bytes(config)),
     ]:
         # As many words as a frame holds, with its header and its check.
         most = (config.frame_bytes - size(CommandHeader) - 4) // word
@@ -108,9 +114,10 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
         "weight_base": rng.randint(0, 1),
         "accumulator_base": rng.choice([_BASE - 1, _BASE]),
         "bias_base": rng.choice([0, 1]),
+        "split": rng.randint(rng.random() > 0.1, config.clusters + (rng.random() < 0.1)),
     }
     entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
-    entry["channel_rows"] = -(-entry["channels"] // config.lanes)
+    entry["skew"] = rng.randint(0, max(entry["split"] - 1, 0)) + (rng.random() < 0.05)
     op = rng.choice([*Opcode, Opcode.WRITE, Opcode.WRITE, Opcode.RUN, Opcode.RUN])
     space = rng.choice([*Space, Space.DELTAS])
     word = _accumulator_bytes(config)
@@ -119,7 +126,7 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
         op=op,
         mode=rng.choice([Mode.DENSE, Mode.DENSE, Mode.TEMPORAL]),
         space=space,
-        bank=rng.randint(0, config.lanes),
+        bank=rng.randint(0, config.clusters),
         address=rng.randint(0, 3) if rng.random() < 0.9 else rng.randrange(1 << 16),
         count=rng.choice([0, 0, 1, 2]),
         size=rng.choice([1, (word + 1) // 2, word]),
@@ -127,7 +134,7 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
     words = rng.randint(1, 2)
     data = {
         Space.LAYERS: pack(LayerEntry, **entry) * words,
-        Space.WEIGHTS: rng.randbytes(_weight_bytes(config) * words),
+        Space.WEIGHTS: _weights(rng, config, words),
         Space.ACCUMULATORS: rng.randbytes(word) * words,
         Space.DELTAS: bytes(rng.choice([0, 1, 0xFF, 0x7F]) for _ in range(rng.randint(1, 12))),
     }[space]
@@ -146,6 +153,14 @@ def without_link_stalls(answer: bytes) -> bytes:
     return answer
 
 
+def _weights(rng: random.Random, config: Config, words: int) -> bytes:
+    """Make words of weights that the device can multiply with."""
+    values = random_weights(
+        np.random.default_rng(rng.getrandbits(32)), config, (words, config.columns)
+    )
+    return pack_words(values, config.weight_bits)
+
+
 def _weight_bytes(config: Config) -> int:
     return word_bytes(config.columns, config.weight_bits)
 
@@ -155,13 +170,12 @@ def _accumulator_bytes(config: Config) -> int:
 
 
 def _check(config: Config) -> None:
-    rows = -(-_CHANNELS // config.lanes)
     least = {
-        "weight_rows": 1 + _TILES * _TAPS * rows,
+        "weight_rows": 1 + _TILES * _TAPS * _CHANNELS,
         "accumulator_rows": _BASE + 2 * _TILES,
-        "item_depth": (_POSITIONS + 1) * rows * config.digits,
+        "item_depth": (_POSITIONS + 1) * _CHANNELS * config.digits,
         "positions": _POSITIONS + 1,
-        "channel_rows": rows,
+        "channels": _CHANNELS,
         "list_depth": _TAPS,
     }
     for name, value in least.items():

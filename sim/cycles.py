@@ -1,11 +1,11 @@
 """The cycle model: how long a run takes, exactly, from its work items.
 
-The sequencer walks the kernel taps of each output row ahead of the lanes, one tap a cycle, and
-holds at most ``list_depth`` taps of rows that are not finished. The lanes start a row when its last
-tap has come through and the previous row is done, and spend a cycle on each work item of the
-busiest lane.
+A cluster's sequencer walks the kernel taps of its output rows, one tap a cycle, and holds at most
+``list_depth`` taps of rows that are not finished. It has walked that far before the run begins. The
+lanes start a row when its last tap has come through and the previous row is done.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,47 +13,67 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 
-__all__ = ["LIST_LATENCY", "RUN_LATENCY", "Timing", "row_lengths", "schedule"]
+__all__ = ["LIST_LATENCY", "RUN_LATENCY", "START_LATENCY", "Timing", "row_lengths", "schedule"]
 
-LIST_LATENCY = 3
+LIST_LATENCY = 5
 """Cycles from the walk over a row's last tap to the lanes' start with the row."""
 
-RUN_LATENCY = 5
+START_LATENCY = 1
+"""Cycles from the start of a run to the first work item."""
+
+RUN_LATENCY = 7
 """Cycles from the last work item of a run until its accumulators have been written."""
 
 
 class Timing(NamedTuple):
-    """Cycles of a run, and those of them in which a row was at work."""
+    """Cycles of a cluster's run, and those of them in which a row was at work."""
 
     cycles: int
     busy: int
 
 
-def row_lengths(work: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the cycles of each output row from its work items, of shape (rows, lanes).
+def row_lengths(
+    low: NDArray[np.int64], high: NDArray[np.int64], config: Config
+) -> NDArray[np.int64]:
+    """Return the cycles of output rows with so many low and high items.
 
-    A row takes as long as its busiest lane, and one cycle if there is nothing to do.
+    Of two lanes, the second takes the high items and then low ones off the first, until both have
+    as many. A row takes one cycle if there is nothing to do.
     """
-    return np.maximum(work.max(axis=1), 1)
+    if config.lanes == 1:
+        return np.maximum(low + high, 1)
+    helped = np.maximum(low - high, 0) // 2
+    return np.maximum(np.maximum(low - helped, high + helped), 1)
 
 
-def schedule(lengths: NDArray[np.int64], taps: int, config: Config) -> Timing:
-    """Return the timing of a run.
+def schedule(
+    lengths: Sequence[int], gaps: Sequence[int], taps: int, config: Config
+) -> Timing:
+    """Return the timing of a cluster's run.
 
     Parameters
     ----------
     lengths
-        Cycles of each row, in order.
+        Cycles of each of its rows, in order.
+    gaps
+        Output rows of the image without a position of the cluster, before each of its rows.
     taps
         Kernel taps.
     config
         The device.
     """
+    if not len(lengths):
+        return Timing(0, 0)
     ahead = config.list_depth // taps
     walked = 0  # cycle of the row's last tap
+    ended = START_LATENCY
     done: list[int] = []  # cycle of each row's last work item
-    for row, length in enumerate(lengths.tolist()):
-        freed = done[row - ahead] if row >= ahead else 0
-        walked = max(walked, freed) + taps
-        done.append(max(done[-1] if done else 0, walked + LIST_LATENCY) + length)
-    return Timing(cycles=done[-1] + RUN_LATENCY, busy=int(lengths.sum()))
+    for row, (length, gap) in enumerate(zip(lengths, gaps, strict=True)):
+        if row >= ahead:
+            # Up to here the sequencer had walked before the run.
+            skipped = gap if row > ahead else 0
+            walked = max(walked + skipped, done[row - ahead]) + taps
+            ended = max(ended, walked + LIST_LATENCY)
+        ended += length
+        done.append(ended)
+    return Timing(cycles=ended + RUN_LATENCY, busy=sum(lengths))

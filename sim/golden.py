@@ -6,7 +6,7 @@ device and the same methods as the driver's :class:`ditto.host.driver.Device`.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status, unpack
 from ditto.sim.cycles import row_lengths, schedule
 
-__all__ = ["Golden", "classify", "split", "taps", "wrap"]
+__all__ = ["Golden", "Shares", "classify", "shares", "split", "taps", "wrap"]
 
 Array = NDArray[np.int64]
 
@@ -68,6 +68,47 @@ def classify(deltas: NDArray[Any], config: Config) -> tuple[int, int, int]:
     return zero, fits - zero, deltas.size - fits
 
 
+class Shares(NamedTuple):
+    """What a cluster computes of an entry."""
+
+    #: Its output positions, in order.
+    positions: Array
+    #: Output rows of the image without such a position, before each of them.
+    gaps: Array
+    #: As many after the last of them.
+    rest: int
+
+
+@lru_cache(maxsize=4096)
+def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tuple[Shares, ...]:
+    found = []
+    for share in range(split):
+        first = share
+        positions: list[int] = []
+        gaps: list[int] = []
+        gap = 0
+        for y in range(height):
+            row = range(y * width + first, (y + 1) * width, split)
+            if row:
+                positions += row
+                gaps += [gap] + [0] * (len(row) - 1)
+            gap = 0 if row else gap + 1
+            first = (first + skew) % split
+        found.append(Shares(np.array(positions, np.int64), np.array(gaps, np.int64), gap))
+    return tuple(found[cluster % split] for cluster in range(clusters))
+
+
+def shares(entry: dict[str, int], clusters: int) -> tuple[Shares, ...]:
+    """Return what each cluster computes of the output positions of an entry.
+
+    Cluster ``c`` computes, in output row ``y``, those with
+    ``x % split == (c + skew * y) % split``.
+    """
+    return _shares(
+        clusters, entry["split"], entry["skew"], entry["out_height"], entry["out_width"]
+    )
+
+
 @lru_cache(maxsize=1024)
 def _taps(key: tuple[tuple[str, int], ...]) -> Array:
     entry = dict(key)
@@ -112,8 +153,10 @@ class Golden:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._layers = [dict.fromkeys(unpack(LayerEntry, bytes(32)), 0)] * config.layers
-        self._weights = np.zeros((config.lanes, config.weight_rows, config.columns), np.int64)
-        self._accumulators = np.zeros((config.accumulator_rows, config.columns), np.int64)
+        self._weights = np.zeros((config.clusters, config.weight_rows, config.columns), np.int64)
+        self._accumulators = np.zeros(
+            (config.clusters, config.accumulator_rows, config.columns), np.int64
+        )
         self._filled: set[int] = set()
         self._deltas: Array | None = None
 
@@ -129,25 +172,34 @@ class Golden:
         self._filled.difference_update(range(first, first + len(entries)))
         self._deltas = None
 
-    def write_weights(self, bank: int, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into a weight bank, from ``row`` on."""
-        words = np.asarray(words)
-        self._check(bank < self.config.lanes, Status.BAD_COMMAND, f"weight bank {bank}")
-        self._check(row + len(words) <= self.config.weight_rows, Status.BAD_ADDRESS, "weights")
-        self._weights[bank, row : row + len(words)] = words
+    def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a cluster's weight bank, from ``row`` on.
 
-    def write_accumulators(self, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into the accumulator buffer, from ``row`` on."""
+        Raises
+        ------
+        ValueError
+            If a weight is less than the device can multiply with.
+        """
+        config = self.config
         words = np.asarray(words)
-        self._check(
-            row + len(words) <= self.config.accumulator_rows, Status.BAD_ADDRESS, "accumulators"
-        )
-        self._accumulators[row : row + len(words)] = words
+        self._check(cluster < config.clusters, Status.BAD_COMMAND, f"cluster {cluster}")
+        self._check(row + len(words) <= config.weight_rows, Status.BAD_ADDRESS, "weights")
+        if words.size and words.min() < config.min_weight:
+            raise ValueError(f"weights are at least {config.min_weight}, not {words.min()}")
+        self._weights[cluster, row : row + len(words)] = words
+
+    def write_accumulators(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a cluster's accumulators, from ``row`` on."""
+        config = self.config
+        words = np.asarray(words)
+        self._check(cluster < config.clusters, Status.BAD_COMMAND, f"cluster {cluster}")
+        self._check(row + len(words) <= config.accumulator_rows, Status.BAD_ADDRESS, "accumulators")
+        self._accumulators[cluster, row : row + len(words)] = words
 
     def read_accumulators(self, row: int, count: int, columns: int | None = None) -> Array:
-        """Return the first ``columns`` accumulators of ``count`` words, from ``row`` on."""
+        """Return accumulators from ``row`` on: (clusters, ``count``, first ``columns``)."""
         self._check(row + count <= self.config.accumulator_rows, Status.BAD_ADDRESS, "accumulators")
-        return self._accumulators[row : row + count, :columns].copy()
+        return self._accumulators[:, row : row + count, :columns].copy()
 
     def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
         """Fill the difference buffer with the deltas of an entry, of shape (positions, channels).
@@ -178,26 +230,25 @@ class Golden:
             raise CommandError(Status.NO_DELTAS, f"layer {entry}")
         self._check(mode is Mode.DENSE or entry in self._filled, Status.NO_STATE, f"layer {entry}")
 
-        # Channel k belongs to lane k % lanes, weight row k // lanes; missing channels are zero.
-        padded = np.zeros((shape[0] + 1, layer["channel_rows"] * config.lanes), np.int64)
-        padded[:-1, : shape[1]] = deltas
+        padded = np.zeros((shape[0] + 1, shape[1]), np.int64)
+        padded[:-1] = deltas
         tap = taps(layer)
-        windows = padded[tap].reshape(len(tap), -1)
-        rows = tap.shape[1] * layer["channel_rows"]
-        for tile in range(layer["tiles"]):
-            first = layer["weight_base"] + tile * rows
-            # (lane, tap and channel row, column) -> (tap, channel row, lane; column)
-            weights = self._weights[:, first : first + rows].transpose(1, 0, 2)
-            weights = weights.reshape(-1, config.columns)
-            # Sums of products of small integers are exact in float64, and much faster.
-            change = (windows.astype(np.float64) @ weights.astype(np.float64)).astype(np.int64)
-            at = slice(*(layer["accumulator_base"] + np.array([tile, tile + 1]) * len(tap)))
-            start = (
-                self._accumulators[layer["bias_base"] + tile]
-                if mode is Mode.DENSE
-                else self._accumulators[at]
-            )
-            self._accumulators[at] = wrap(start + change, config.accumulator_bits)
+        windows = padded[tap].reshape(len(tap), -1).astype(np.float64)
+        rows = windows.shape[1]
+        for cluster, share in enumerate(shares(layer, config.clusters)):
+            own = windows[share.positions]
+            for tile in range(layer["tiles"]):
+                first = layer["weight_base"] + tile * rows
+                weights = self._weights[cluster, first : first + rows].astype(np.float64)
+                # Sums of products of small integers are exact in float64, and much faster.
+                change = (own @ weights).astype(np.int64)
+                at = slice(*(layer["accumulator_base"] + np.array([tile, tile + 1]) * len(own)))
+                start = (
+                    self._accumulators[cluster, layer["bias_base"] + tile]
+                    if mode is Mode.DENSE
+                    else self._accumulators[cluster, at]
+                )
+                self._accumulators[cluster, at] = wrap(start + change, config.accumulator_bits)
         self._filled.add(entry)
         return self.count(layer, deltas)
 
@@ -207,24 +258,40 @@ class Golden:
         ``stall_link`` depends on the link and is 0 here.
         """
         config = self.config
-        digits = np.count_nonzero(split(deltas, config), axis=-1)
-        padded = np.zeros((len(deltas) + 1, layer["channel_rows"] * config.lanes), np.int64)
-        padded[:-1, : digits.shape[1]] = digits
-        items = padded.reshape(len(padded), -1, config.lanes).sum(axis=1)  # (position, lane)
+        nonzero = split(deltas, config) != 0
+        # Items of every position, and of none outside the image.
+        low = np.append(nonzero[..., 0].sum(axis=1), 0)
+        high = np.append(nonzero[..., 1:].sum(axis=(1, 2)), 0)
         tap = taps(layer)
-        work = items[tap].sum(axis=1)  # (output position, lane)
-        lengths = row_lengths(work)
-        timing = schedule(np.tile(lengths, layer["tiles"]), tap.shape[1], config)
-        total = int(work.sum()) * layer["tiles"]
+        low, high = low[tap].sum(axis=1), high[tap].sum(axis=1)  # of every output position
+        lengths = row_lengths(low, high, config)
+        tiles = layer["tiles"]
+        timings = {}
+        total = busy = 0
+        clusters = shares(layer, config.clusters)
+        for cluster, share in enumerate(clusters):
+            positions = share.positions
+            key = cluster % layer["split"]
+            if key not in timings:
+                # Tiles follow each other; the empty rows at the end of one are before the next.
+                gaps = np.tile(share.gaps, tiles)
+                gaps[len(positions) :: max(len(positions), 1)] += share.rest
+                times = np.tile(lengths[positions], tiles)
+                timings[key] = schedule(times.tolist(), gaps.tolist(), tap.shape[1], config)
+            total += int(low[positions].sum() + high[positions].sum()) * tiles
+            busy += timings[key].busy
+        each = [timings[cluster % layer["split"]].cycles for cluster in range(config.clusters)]
+        cycles = max(each)
         zero, narrow, wide = classify(deltas, config)
         return Counters(
-            cycles=timing.cycles,
+            cycles=cycles,
             items=total,
             zero=zero,
             narrow=narrow,
             wide=wide,
-            stall_row=config.lanes * timing.busy - total,
-            stall_item=timing.cycles - timing.busy,
+            stall_row=config.lanes * busy - total,
+            stall_item=config.lanes * (sum(each) - busy),
+            stall_cluster=config.lanes * (config.clusters * cycles - sum(each)),
         )
 
     @staticmethod

@@ -32,7 +32,7 @@ from ditto.sim.golden import Golden, classify
 __all__ = ["GoldenBoard"]
 
 _SIZES = (
-    "positions channels channel_rows out_height out_width kernel_height kernel_width tiles"
+    "positions channels out_height out_width kernel_height kernel_width tiles split"
 ).split()
 
 
@@ -143,7 +143,7 @@ class GoldenBoard:
             bits = config.accumulator_bits
             if not count or not 0 < header["size"] <= word_bytes(config.columns, bits):
                 raise CommandError(Status.BAD_ADDRESS)
-            words = self.golden.read_accumulators(address, count)
+            words = self.golden.read_accumulators(address, count).reshape(-1, config.columns)
             raw = np.frombuffer(pack_words(words, bits), np.uint8)
             result = raw.reshape(len(words), -1)[:, : header["size"]].tobytes()
         else:
@@ -164,7 +164,7 @@ class GoldenBoard:
                 config.accumulator_rows,
             ),
         }[space]
-        if space is Space.WEIGHTS and bank >= config.lanes:
+        if space in (Space.WEIGHTS, Space.ACCUMULATORS) and bank >= config.clusters:
             raise CommandError(Status.BAD_COMMAND)
         # Words that are whole and inside the memory are stored, whatever comes of the others.
         words = min(len(data) // word, max(depth - address, 0))
@@ -179,7 +179,7 @@ class GoldenBoard:
             golden.write_weights(bank, address, values)
         elif words:
             values = unpack_words(stored, config.columns, config.accumulator_bits)
-            golden.write_accumulators(address, values)
+            golden.write_accumulators(bank, address, values)
         if len(stored) != len(data):
             raise CommandError(Status.BAD_ADDRESS)
 
@@ -212,7 +212,7 @@ class GoldenBoard:
             or self._escape
             or len(self._deltas) != positions * channels
             or positions > self.config.positions
-            or positions * layer["channel_rows"] * self.config.digits > self.config.item_depth
+            or positions * channels * self.config.digits > self.config.item_depth
         ):
             raise CommandError(Status.NO_DELTAS)
         deltas = np.array(self._deltas, np.int64).reshape(positions, channels)
@@ -228,7 +228,9 @@ class GoldenBoard:
         if (
             layer is None
             or not all(layer[name] for name in _SIZES)
-            or layer["channel_rows"] > config.channel_rows
+            or layer["channels"] > config.channels
+            or layer["split"] > config.clusters
+            or layer["skew"] >= layer["split"]
             or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
         ):
             raise CommandError(Status.BAD_LAYER)

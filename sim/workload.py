@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
+from ditto.sim.golden import shares
 
-__all__ = ["DELTAS", "Workload", "random_deltas", "random_workload"]
+__all__ = ["DELTAS", "Workload", "random_deltas", "random_weights", "random_workload"]
 
 DELTAS = ("full", "extreme", "temporal", "sparse", "zero")
 """Kinds of deltas that :func:`random_deltas` makes."""
@@ -16,8 +17,8 @@ DELTAS = ("full", "extreme", "temporal", "sparse", "zero")
 class Workload(NamedTuple):
     """A layer-table entry with what it needs in the memories.
 
-    ``weights`` has shape (lanes, rows, columns) and begins at the entry's ``weight_base`` in each
-    bank; ``biases`` has shape (tiles, columns) and begins at its ``bias_base``.
+    ``weights`` has shape (clusters, rows, columns) and begins at the entry's ``weight_base`` in each
+    bank; ``biases`` has shape (clusters, tiles, columns) and begins at its ``bias_base``.
     """
 
     entry: dict[str, int]
@@ -26,26 +27,32 @@ class Workload(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Accumulator words that a run fills, from ``accumulator_base`` on."""
-        return self.entry["tiles"] * self.entry["out_height"] * self.entry["out_width"]
+        """Accumulator words that a run fills in a cluster at most, from ``accumulator_base`` on."""
+        clusters = self.weights.shape[0]
+        most = max(len(share.positions) for share in shares(self.entry, clusters))
+        return self.entry["tiles"] * most
 
     def load(self, accelerator: Any, number: int) -> None:
         """Write the layer to a device, as entry ``number``."""
         accelerator.write_layers(number, [self.entry])
-        for bank, words in enumerate(self.weights):
-            accelerator.write_weights(bank, self.entry["weight_base"], words)
-        accelerator.write_accumulators(self.entry["bias_base"], self.biases)
+        for cluster, words in enumerate(self.weights):
+            accelerator.write_weights(cluster, self.entry["weight_base"], words)
+        for cluster, words in enumerate(self.biases):
+            accelerator.write_accumulators(cluster, self.entry["bias_base"], words)
 
 
-def _signed(rng: np.random.Generator, bits: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    return rng.integers(-(1 << bits - 1), 1 << bits - 1, shape)
+def random_weights(
+    rng: np.random.Generator, config: Config, shape: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Make weights over the whole range that a device takes."""
+    return rng.integers(config.min_weight, 1 << config.weight_bits - 1, shape)
 
 
 def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200) -> Workload:
     """Make a random layer that fits a device, with at most ``rows`` output rows.
 
-    Kernels, strides, paddings and dilations vary, also from axis to axis; channels and outputs lie
-    around multiples of the lanes and columns.
+    Kernels, strides, paddings and dilations vary, also from axis to axis, and so do the shares of
+    the clusters.
 
     Raises
     ------
@@ -58,21 +65,22 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
         pad = rng.integers(0, 2, 2)
         image = rng.integers(1, 8, 2)
         out = (image + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-        channels = int(rng.integers(0, 3)) * config.lanes + int(rng.integers(-1, 2))
-        outputs = int(rng.integers(0, 3)) * config.columns + int(rng.integers(-1, 2))
-        if channels < 1 or outputs < 1 or (out < 1).any():
+        if (out < 1).any():
             continue
-        channel_rows, tiles = -(-channels // config.lanes), -(-outputs // config.columns)
-        positions, words = int(image.prod()), tiles * int(out.prod())
-        weight_rows = tiles * int(kernel.prod()) * channel_rows
+        channels, tiles = int(rng.integers(1, 10)), int(rng.integers(1, 4))
+        split = int(rng.integers(1, config.clusters + 1))
+        # A share has at most one position more in every output row than the smallest.
+        words = tiles * int(out[0]) * -(-int(out[1]) // split)
+        positions = int(image.prod())
+        weight_rows = tiles * int(kernel.prod()) * channels
         free_weights = config.weight_rows - weight_rows
         free_words = config.accumulator_rows - words - tiles
         if (
             words > rows
             or int(kernel.prod()) > config.list_depth
-            or channel_rows > config.channel_rows
+            or channels > config.channels
             or positions > config.positions
-            or positions * channel_rows * config.digits > config.item_depth
+            or positions * channels * config.digits > config.item_depth
             or min(free_weights, free_words) < 0
         ):
             continue
@@ -82,7 +90,6 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
             "in_width": int(image[1]),
             "positions": positions,
             "channels": channels,
-            "channel_rows": channel_rows,
             "out_height": int(out[0]),
             "out_width": int(out[1]),
             "kernel_height": int(kernel[0]),
@@ -97,9 +104,12 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
             "weight_base": int(rng.integers(0, free_weights + 1)),
             "accumulator_base": bias_base + tiles,
             "bias_base": bias_base,
+            "split": split,
+            "skew": int(rng.integers(0, split)),
         }
-        weights = _signed(rng, config.weight_bits, (config.lanes, weight_rows, config.columns))
-        biases = _signed(rng, config.accumulator_bits, (tiles, config.columns))
+        weights = random_weights(rng, config, (config.clusters, weight_rows, config.columns))
+        half = 1 << config.accumulator_bits - 1
+        biases = rng.integers(-half, half, (config.clusters, tiles, config.columns))
         return Workload(entry, weights, biases)
     raise ValueError(f"no layer of at most {rows} rows fits {config}")
 
