@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def manifest(config: Config, text: str) -> dict[str, Any]:
     return {
         "name": _NAME,
         "digest": config.digest.hex(),
-        "parameters": asdict(config),
+        "parameters": config.parameters(),
         "derived": {name: getattr(config, name) for name in _DERIVED},
         "ports": [
             {"name": name, "direction": direction, "width": width, "meaning": meaning}
@@ -112,12 +111,12 @@ def _spaces(config: Config) -> list[dict[str, Any]]:
     shapes = {
         protocol.Space.LAYERS: (1, config.layers, 8 * protocol.size(protocol.LayerEntry)),
         protocol.Space.WEIGHTS: (
-            config.lanes,
+            config.clusters,
             config.weight_rows,
             config.columns * config.weight_bits,
         ),
         protocol.Space.ACCUMULATORS: (
-            1,
+            config.clusters,
             config.accumulator_rows,
             config.columns * config.accumulator_bits,
         ),

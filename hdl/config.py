@@ -238,6 +238,10 @@ class Config:
         text = json.dumps(self._numbers(), sort_keys=True)
         return hashlib.sha256(text.encode()).digest()[:8]
 
+    def parameters(self) -> dict[str, int | str]:
+        """Return the parameters as they are written: numbers, and the multipliers' kind."""
+        return self._numbers() | {"multiplier": self.multiplier.name.lower()}
+
     def _numbers(self) -> dict[str, int]:
         """Return the parameters as plain integers."""
         return {f.name: int(getattr(self, f.name)) for f in fields(self)}
@@ -272,8 +276,8 @@ demo = Config(
     lanes=2,
     columns=16,
     accumulator_bits=24,
-    weight_rows=5120,
-    accumulator_rows=1792,
+    weight_rows=5632,
+    accumulator_rows=1536,
     item_depth=6144,
     positions=256,
     channels=64,

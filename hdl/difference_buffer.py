@@ -85,9 +85,7 @@ class PlaceRead(wiring.Signature):
     """Read port of the places; ``place`` is there the cycle after ``address``."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(
-            {"address": Out(range(config.positions)), "place": In(place_of(config))}
-        )
+        super().__init__({"address": Out(range(config.positions)), "place": In(place_of(config))})
 
 
 class DifferenceBuffer(wiring.Component):

@@ -317,9 +317,7 @@ class Lanes(wiring.Component):
 
         # Every reader of a list has a read port of it; only the last lane takes high items.
         for name in ("low", "high"):
-            entries = memory.Memory(
-                shape=entry_of(config), depth=len(slot_range(config)), init=[]
-            )
+            entries = memory.Memory(shape=entry_of(config), depth=len(slot_range(config)), init=[])
             m.submodules[f"{name}_list"] = entries
             write = entries.write_port()
             m.d.comb += [

@@ -156,9 +156,7 @@ class Products(wiring.Component):
                 if total is None:
                     total = bits.as_signed()
                 else:
-                    total = add(
-                        total, Cat(minus.replicate(2 * row), bits).as_signed(), minus
-                    )
+                    total = add(total, Cat(minus.replicate(2 * row), bits).as_signed(), minus)
             assert total is not None
             product = Signal.like(self.values[column], name=f"product_{column}", reset_less=True)
             m.d.sync += product.eq(total)

@@ -222,9 +222,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             wraps.eq(first_x + entry.skew >= entry.split),
             next_first.eq(first_x + entry.skew - Mux(wraps, entry.split, 0)),
-            next_first_origin.eq(
-                first_origin + geometry.skew_x - Mux(wraps, geometry.split_x, 0)
-            ),
+            next_first_origin.eq(first_origin + geometry.skew_x - Mux(wraps, geometry.split_x, 0)),
             next_y.eq(origin_y + entry.stride_y),
             end_x.eq(out_x + entry.split),
             goes_on.eq(end_x < entry.out_width),
@@ -287,9 +285,7 @@ class Sequencer(wiring.Component):
                 rows_left.eq(config.accumulator_rows),
                 skips_left.eq(Const(-1, 16)),
             ]
-        with m.If(
-            self.start | ((skip | (step & last_tap & ~goes_on)) & last_of_tile)
-        ):
+        with m.If(self.start | ((skip | (step & last_tap & ~goes_on)) & last_of_tile)):
             m.d.sync += [
                 out_y.eq(0),
                 out_x.eq(self.share),

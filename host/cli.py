@@ -10,12 +10,12 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditto.hdl.config import Config, ConfigError, demo
+from ditto.hdl.config import Config, ConfigError, Multiplier, demo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -205,12 +205,22 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
     described = _descriptions()
     for parameter in fields(Config):
+        default = getattr(demo, parameter.name)
+        is_kind = isinstance(default, Multiplier)
         group.add_argument(
             f"--{parameter.name.replace('_', '-')}",
-            type=int,
-            metavar="N",
-            help=f"{described.get(parameter.name, '')} (default: {getattr(demo, parameter.name)})",
+            type=_multiplier if is_kind else int,
+            metavar="{lut,dsp}" if is_kind else "N",
+            help=f"{described.get(parameter.name, '')} "
+            f"(default: {default.name.lower() if is_kind else default})",
         )
+
+
+def _multiplier(text: str) -> Multiplier:
+    try:
+        return Multiplier[text.upper()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of lut, dsp") from None
 
 
 def _descriptions() -> dict[str, str]:
@@ -270,7 +280,7 @@ def _identify(options: argparse.Namespace) -> int:
         close()
     print(f"Ditto on board {options.board}, protocol version {VERSION}")
     print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
-    for name, value in asdict(config).items():
+    for name, value in config.parameters().items():
         print(f"  {name:18}{value:8}")
     print("memories")
     for memory in config.memories:

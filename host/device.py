@@ -3,7 +3,6 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -69,18 +68,18 @@ class Accelerator(Protocol):
         """Write layer-table entries, from entry ``first`` on; they then hold no accumulators."""
         ...
 
-    def write_weights(self, bank: int, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into a weight bank, from ``row`` on."""
+    def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a cluster's weight bank, from ``row`` on."""
         ...
 
-    def write_accumulators(self, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into the accumulator buffer, from ``row`` on."""
+    def write_accumulators(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words of shape (rows, columns) into a cluster's accumulators, from ``row`` on."""
         ...
 
     def read_accumulators(
         self, row: int, count: int, columns: int | None = None
     ) -> NDArray[np.int64]:
-        """Return the first ``columns`` accumulators of ``count`` words, from ``row`` on."""
+        """Return accumulators from ``row`` on: (clusters, ``count``, first ``columns``)."""
         ...
 
     def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
@@ -372,7 +371,7 @@ class Device:
                 f"{config.digest.hex()}; load a bitstream made by this release"
             )
         if expect is not None and config != expect:
-            have, want = asdict(config), asdict(expect)
+            have, want = config.parameters(), expect.parameters()
             differences = ", ".join(
                 f"{name} = {have[name]} instead of {want[name]}"
                 for name in have

@@ -155,20 +155,23 @@ class Executor:
             mode, deltas = Mode.TEMPORAL, q - reference
         self._references[index] = q
 
-        height, width = layer.output_image(layer.image(x.shape))
-        accumulators = np.empty((height * width, layer.outputs), np.int64)
+        lowered = placement.lowered
+        work, dense = lowered.deltas(deltas), lowered.deltas(dense)
+        positions = placement.bands[-1].outputs.stop
+        accumulators = np.empty((positions, lowered.layer.outputs), np.int64)
         counters = Counters()
         dense_cycles = products = 0
+        copies = placement.copies(self.program.config)
         for band in placement.bands:
-            accumulators[band.outputs], counts = self._run(placement, band, mode, deltas)
+            accumulators[band.outputs], counts = self._run(placement, band, mode, work)
             counters += counts
-            products += counts.items // placement.tiles * layer.outputs
+            products += counts.items // copies * lowered.layer.outputs
             if mode is Mode.DENSE:
                 dense_cycles += counts.cycles
             else:
                 dense_cycles += self._model_device.count(band.entry, dense[band.inputs]).cycles
         self.runs.append(LayerRun(self._step, index, mode, counters, dense_cycles, products))
-        return layer.dequantize(accumulators, x.shape)
+        return layer.dequantize(lowered.outputs(accumulators), x.shape)
 
     def _run(
         self, placement: Placement, band: Band, mode: Mode, deltas: NDArray[np.int64]
@@ -177,33 +180,16 @@ class Executor:
         tile = deltas[band.inputs]
         self.device.write_deltas(band.number, tile)
         counters = self.device.run(band.number, mode)
-        got = self._read(self.device, placement, band)
+        got = placement.read(self.device, band)
         if self._golden is not None:
             self._golden.write_deltas(band.number, tile)
             expected = self._golden.run(band.number, mode)
-            want = self._read(self._golden, placement, band)
-            self._compare(placement, band, got, want)
+            self._compare(placement, band, got, placement.read(self._golden, band))
             for name, a, b in zip(Counters._fields, counters, expected, strict=True):
                 if a != b and name != "stall_link":
                     where = f"counter {name} of layer-table entry {band.number}"
                     raise MismatchError(self._step, placement.layer.name, where, a, b)
         return got, counters
-
-    def _read(self, device: Accelerator, placement: Placement, band: Band) -> NDArray[np.int64]:
-        """Read the accumulators of a band: (output positions, output channels)."""
-        columns = self.program.config.columns
-        base = band.entry["accumulator_base"]
-        positions = band.outputs.stop - band.outputs.start
-        # Full tiles in one go, the last one without its idle columns.
-        full, rest = divmod(placement.layer.outputs, columns)
-        parts = []
-        if full:
-            words = device.read_accumulators(base, full * positions)
-            tiles = words.reshape(full, positions, columns).transpose(1, 0, 2)
-            parts.append(tiles.reshape(positions, -1))
-        if rest:
-            parts.append(device.read_accumulators(base + full * positions, positions, rest))
-        return np.concatenate(parts, axis=1)
 
     def _compare(
         self, placement: Placement, band: Band, got: NDArray[np.int64], want: NDArray[np.int64]
@@ -213,10 +199,10 @@ class Executor:
         if not len(different):
             return
         position, channel = (int(i) for i in different[0])
-        layer = placement.layer
+        layer = placement.lowered.layer
         at = band.outputs.start + position
         if layer.kind == "conv":
-            width = layer.output_image(layer.image(placement.shape))[1]
+            width = layer.output_image(layer.image(placement.lowered.shape))[1]
             element = f"channel {channel}, row {at // width}, column {at % width}"
         else:
             element = f"token {at}, channel {channel}"

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 from amaranth.lib.data import Layout
+from numpy.typing import NDArray
 
 from ditto.hdl.config import Config, ConfigError
 from ditto.hdl.protocol import CommandHeader, LayerEntry, size
 from ditto.host.device import CRC_BYTES, Accelerator
+from ditto.host.lowering import Lowered, lower
 from ditto.host.model import Linear
+from ditto.sim.golden import shares
 
 __all__ = ["Band", "Placement", "PlacementError", "Program", "suggest"]
 
@@ -42,16 +45,46 @@ class Placement:
         The layer.
     shape
         Shape of its input tensor.
+    lowered
+        What the device runs.
+    split
+        Shares into which the output positions are split.
     tiles
-        Column tiles: ``ceil(output channels / columns)``.
+        Column tiles of a cluster.
     bands
         The entries that compute it, in order.
     """
 
     layer: Linear
     shape: tuple[int, ...]
+    lowered: Lowered
+    split: int
     tiles: int
     bands: tuple[Band, ...]
+
+    def copies(self, config: Config) -> int:
+        """Return how often a work item of one output position is worked off."""
+        return config.clusters // self.split * self.tiles
+
+    def read(self, device: Accelerator, band: Band) -> NDArray[np.int64]:
+        """Read the device's accumulators of a band: (output positions, outputs)."""
+        config = device.config
+        parts = shares(band.entry, config.clusters)
+        most = max(len(part.positions) for part in parts)
+        outputs = self.lowered.layer.outputs
+        columns = min(outputs, config.columns)
+        words = device.read_accumulators(band.entry["accumulator_base"], self.tiles * most, columns)
+        count = band.outputs.stop - band.outputs.start
+        real = -(-outputs // config.columns)
+        result = np.empty((count, real * columns), np.int64)
+        for cluster, part in enumerate(parts):
+            own = len(part.positions)
+            for tile in range(self.tiles):
+                column = (cluster // self.split * self.tiles + tile) * columns
+                if column < real * columns:
+                    values = words[cluster, tile * own : (tile + 1) * own]
+                    result[part.positions, column : column + columns] = values
+        return result[:, :outputs]
 
 
 class _Cut(NamedTuple):
@@ -62,6 +95,38 @@ class _Cut(NamedTuple):
     first_in: int
     end_in: int
     pad_top: int
+
+
+class _Plan(NamedTuple):
+    """How a layer goes through a device."""
+
+    lowered: Lowered
+    cuts: list[_Cut]
+    #: Size of the output image of each cut.
+    images: list[tuple[int, int]]
+    split: int
+    tiles: int
+
+    def skew(self, width: int) -> int:
+        """Return the skew that spreads an image's columns over the shares."""
+        if self.split == 1:
+            return 0
+        return 1 if width >= self.split else width % self.split
+
+    @property
+    def weight_rows(self) -> int:
+        """Words of every weight bank."""
+        return self.tiles * self.lowered.layer.taps * self.lowered.layer.channels
+
+    def words(self, image: tuple[int, int], config: Config) -> int:
+        """Return the words that a cut takes of every accumulator buffer."""
+        entry = {
+            "out_height": image[0],
+            "out_width": image[1],
+            "split": self.split,
+            "skew": self.skew(image[1]),
+        }
+        return self.tiles * max(len(part.positions) for part in shares(entry, config.clusters))
 
 
 class Program:
@@ -94,23 +159,24 @@ class Program:
     ) -> None:
         self.config = config
         _check(layers, shapes, config)
-        self.weight_rows = self.accumulator_rows = self.entries = 0
+        plans = [_plan(layer, shape, config) for layer, shape in zip(layers, shapes, strict=True)]
+        # Biases lie together at the start of the accumulator buffers.
+        self.weight_rows = self.entries = bias_base = 0
+        self.accumulator_rows = sum(plan.tiles for plan in plans)
         placements = []
-        # Biases lie together at the start of the accumulator buffer.
-        bias_base = 0
-        self.accumulator_rows = sum(_tiles(layer, config) for layer in layers)
-        for layer, shape in zip(layers, shapes, strict=True):
-            tiles = _tiles(layer, config)
+        for layer, shape, plan in zip(layers, shapes, plans, strict=True):
             placements.append(
                 Placement(
                     layer=layer,
                     shape=shape,
-                    tiles=tiles,
-                    bands=tuple(self._bands(layer, shape, tiles, bias_base)),
+                    lowered=plan.lowered,
+                    split=plan.split,
+                    tiles=plan.tiles,
+                    bands=tuple(self._bands(plan, bias_base)),
                 )
             )
-            self.weight_rows += tiles * layer.taps * _channel_rows(layer, config)
-            bias_base += tiles
+            self.weight_rows += plan.weight_rows
+            bias_base += plan.tiles
         self.layers = tuple(placements)
 
     def load(self, device: Accelerator) -> None:
@@ -118,50 +184,45 @@ class Program:
         config = self.config
         device.reset()
         device.write_layers(0, [band.entry for p in self.layers for band in p.bands])
-        weights = np.zeros((config.lanes, self.weight_rows, config.columns), np.int64)
+        weights = np.zeros((config.clusters, self.weight_rows, config.columns), np.int64)
         biases = []
         for placement in self.layers:
-            layer, tiles = placement.layer, placement.tiles
+            layer, tiles = placement.lowered.layer, placement.tiles
             base = placement.bands[0].entry["weight_base"]
-            rows = _channel_rows(layer, config)
-            # (output channel, tap, channel) -> (tile, column, tap, channel row, lane)
-            padded = np.zeros((tiles * config.columns, layer.taps, rows * config.lanes), np.int64)
-            padded[: layer.outputs, :, : layer.channels] = layer.weights
-            split = padded.reshape(tiles, config.columns, layer.taps, rows, config.lanes)
-            # -> (lane, tile, tap, channel row, column)
-            block = split.transpose(4, 0, 2, 3, 1).reshape(config.lanes, -1, config.columns)
-            weights[:, base : base + block.shape[1]] = block
-            bias = np.zeros(tiles * config.columns, np.int64)
+            groups = config.clusters // placement.split
+            # (output channel, tap, channel) -> (group, tile, tap and channel, column)
+            padded = np.zeros((groups * tiles * config.columns, layer.taps * layer.channels), int)
+            padded[: layer.outputs] = layer.weights.reshape(layer.outputs, -1)
+            block = padded.reshape(groups, tiles, config.columns, -1).transpose(0, 1, 3, 2)
+            bias = np.zeros(groups * tiles * config.columns, np.int64)
             bias[: layer.outputs] = layer.bias
-            biases.append(bias.reshape(tiles, config.columns))
-        for bank in range(config.lanes):
-            device.write_weights(bank, 0, weights[bank])
-        device.write_accumulators(0, np.concatenate(biases))
+            words = block.reshape(groups, -1, config.columns)
+            # Clusters with the same output channels hold the same weights.
+            weights[:, base : base + words.shape[1]] = words.repeat(placement.split, axis=0)
+            biases.append(
+                bias.reshape(groups, tiles, config.columns).repeat(placement.split, axis=0)
+            )
+        for cluster in range(config.clusters):
+            device.write_weights(cluster, 0, weights[cluster])
+            device.write_accumulators(cluster, 0, np.concatenate([b[cluster] for b in biases]))
 
-    def _bands(
-        self, layer: Linear, shape: tuple[int, ...], tiles: int, bias_base: int
-    ) -> list[Band]:
-        config = self.config
-        height, width = layer.image(shape)
-        out_width = layer.output_image((height, width))[1]
+    def _bands(self, plan: _Plan, bias_base: int) -> list[Band]:
+        layer = plan.lowered.layer
+        height, width = layer.image(plan.lowered.shape)
         if layer.is_pointwise:  # every position for itself: rows don't matter
-            height, width, out_width = height * width, 1, 1
+            height, width = height * width, 1
         bands = []
-        items = _channel_rows(layer, config) * config.digits
-        room = min(config.positions, config.item_depth // items)
-        for cut in _cuts(layer, shape, room):
-            rows_in, rows_out = cut.end_in - cut.first_in, cut.end_out - cut.first_out
-            image = (rows_in, width, rows_out, out_width)
-            if layer.is_pointwise:
-                image = (1, rows_in, 1, rows_out)
+        for cut, image in zip(plan.cuts, plan.images, strict=True):
+            rows_in = cut.end_in - cut.first_in
+            image_in = (1, rows_in) if layer.is_pointwise else (rows_in, width)
+            out_width = 1 if layer.is_pointwise else image[1]
             entry = {
-                "in_height": image[0],
-                "in_width": image[1],
-                "positions": image[0] * image[1],
+                "in_height": image_in[0],
+                "in_width": image_in[1],
+                "positions": image_in[0] * image_in[1],
                 "channels": layer.channels,
-                "channel_rows": _channel_rows(layer, config),
-                "out_height": image[2],
-                "out_width": image[3],
+                "out_height": image[0],
+                "out_width": image[1],
                 "kernel_height": layer.kernel[0],
                 "kernel_width": layer.kernel[1],
                 "stride_y": layer.stride[0],
@@ -170,10 +231,12 @@ class Program:
                 "dilation_x": layer.dilation[1],
                 "pad_top": cut.pad_top,
                 "pad_left": layer.pads[1],
-                "tiles": tiles,
+                "tiles": plan.tiles,
                 "weight_base": self.weight_rows,
                 "accumulator_base": self.accumulator_rows,
                 "bias_base": bias_base,
+                "split": plan.split,
+                "skew": plan.skew(image[1]),
                 "reserved": 0,
             }
             bands.append(
@@ -186,16 +249,42 @@ class Program:
             )
             _check_fields(layer, entry)
             self.entries += 1
-            self.accumulator_rows += tiles * image[2] * image[3]
+            self.accumulator_rows += plan.words(image, self.config)
         return bands
+
+
+def _plan(layer: Linear, shape: tuple[int, ...], config: Config) -> _Plan:
+    """Lay out how a layer goes through a device."""
+    lowered = lower(layer, shape, config)
+    inner = lowered.layer
+    room = min(config.positions, config.item_depth // (inner.channels * config.digits))
+    cuts = _cuts(inner, lowered.shape, room)
+    out_width = inner.output_image(inner.image(lowered.shape))[1]
+    images = [
+        (1, cut.end_out - cut.first_out)
+        if inner.is_pointwise
+        else (cut.end_out - cut.first_out, out_width)
+        for cut in cuts
+    ]
+    real = -(-inner.outputs // config.columns)
+
+    def rows(split: int) -> tuple[int, int]:
+        """Return the rows of the busiest cluster."""
+        tiles = -(-real // (config.clusters // split))
+        return sum(-(-h * w // split) for h, w in images) * tiles, split
+
+    splits = [split for split in range(1, config.clusters + 1) if config.clusters % split == 0]
+    split = min(splits, key=rows)
+    return _Plan(lowered, cuts, images, split, -(-real // (config.clusters // split)))
 
 
 def suggest(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config) -> Config:
     """Return the smallest device of a configuration's array that takes some layers.
 
-    Lanes, columns and digits stay. The memories become as deep and the accumulators as wide as the
-    layers need. The difference buffer (``positions``, ``item_depth``) grows where not even one
-    output row of a layer fits; otherwise it stays, and bigger layers go through it in bands.
+    Clusters, lanes, columns and digits stay. The memories become as deep and the accumulators as
+    wide as the layers need. The difference buffer (``positions``, ``item_depth``) grows where not
+    even one output row of a layer fits; otherwise it stays, and bigger layers go through it in
+    bands.
 
     Raises
     ------
@@ -223,8 +312,11 @@ _SUMS = {"weight_rows", "accumulator_rows", "layers"}
 def _needs(
     layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config
 ) -> list[_Need]:
-    """Return what the layers need of each parameter, but lanes, columns and digits."""
-    pairs = list(zip(layers, shapes, strict=True))
+    """Return what the layers need of each parameter but clusters, lanes, columns and digits."""
+    given = list(zip(layers, shapes, strict=True))
+    pairs = [
+        (low.layer, low.shape) for low in (lower(layer, shape, config) for layer, shape in given)
+    ]
     header = size(CommandHeader) + CRC_BYTES
     result: list[_Need] = []
 
@@ -248,13 +340,12 @@ def _needs(
         activation_bits=activation_bits,
         weight_bits=weight_bits,
         accumulator_bits=max(config.accumulator_bits, activation_bits + 1 + weight_bits),
-        item_depth=max(config.item_depth, config.channel_rows * 9),
+        item_depth=max(config.item_depth, config.channels * 9),
     )
     word = -(-config.columns * max(weight_bits, bits) // 8)
     need("frame_bytes", [header + word] * len(pairs), config.frame_bytes)
     need("list_depth", [layer.taps for layer in layers], config.list_depth)
-    rows = [_channel_rows(layer, config) for layer in layers]
-    need("channel_rows", rows)
+    channels = need("channels", [layer.channels for layer, _ in pairs])
     # The difference buffer takes at least one output row of every layer.
     least = []
     for layer, shape in pairs:
@@ -262,25 +353,28 @@ def _needs(
         row = (_cut(layer, shape, i, i + 1) for i in range(outputs))
         least.append(max(cut.end_in - cut.first_in for cut in row) * width)
     positions = need("positions", least, config.positions)
-    items = [n * r * config.digits for n, r in zip(least, rows, strict=True)]
-    item_depth = need("item_depth", items, config.item_depth)
-    tiles = [_tiles(layer, config) for layer in layers]
+    items = [n * layer.channels * config.digits for n, (layer, _) in zip(least, pairs, strict=True)]
+    item_depth = need("item_depth", items, max(config.item_depth, channels * config.digits))
+    config = replace(config, positions=positions, item_depth=item_depth, channels=channels)
+    plans = [_plan(layer, shape, config) for layer, shape in given]
+    need("weight_rows", [plan.weight_rows for plan in plans])
     need(
-        "weight_rows",
-        [t * layer.taps * r for t, layer, r in zip(tiles, layers, rows, strict=True)],
+        "accumulator_rows",
+        [plan.tiles + sum(plan.words(image, config) for image in plan.images) for plan in plans],
     )
-    images = [layer.output_image(layer.image(shape)) for layer, shape in pairs]
-    need("accumulator_rows", [t * (h * w + 1) for t, (h, w) in zip(tiles, images, strict=True)])
-    room = [min(positions, item_depth // (r * config.digits)) for r in rows]
-    need(
-        "layers",
-        [len(_cuts(layer, shape, n)) for (layer, shape), n in zip(pairs, room, strict=True)],
-    )
+    need("layers", [len(plan.cuts) for plan in plans])
     return result
 
 
 def _check(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config) -> None:
     """Refuse layers that do not fit a device."""
+    for layer in layers:
+        if layer.weights.min() < config.min_weight:
+            raise PlacementError(
+                f"layer {layer.name} has a weight of {layer.weights.min()}, but the device's "
+                f"packed multipliers take {config.min_weight} and more; quantize the weights "
+                f"symmetrically, or use a device with --multiplier lut"
+            )
     short = [n for n in _needs(layers, shapes, config) if n.value > getattr(config, n.name)]
     if not short:
         return
@@ -304,14 +398,6 @@ def _check_fields(layer: Linear, entry: dict[str, int]) -> None:
                 f"layer {layer.name} has {name} = {entry[str(name)]}, but a layer-table entry "
                 f"holds at most {(1 << field.width) - 1}"
             )
-
-
-def _tiles(layer: Linear, config: Config) -> int:
-    return -(-layer.outputs // config.columns)
-
-
-def _channel_rows(layer: Linear, config: Config) -> int:
-    return -(-layer.channels // config.lanes)
 
 
 def _rows(layer: Linear, shape: tuple[int, ...]) -> tuple[int, int, int]:

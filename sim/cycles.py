@@ -46,9 +46,7 @@ def row_lengths(
     return np.maximum(np.maximum(low - helped, high + helped), 1)
 
 
-def schedule(
-    lengths: Sequence[int], gaps: Sequence[int], taps: int, config: Config
-) -> Timing:
+def schedule(lengths: Sequence[int], gaps: Sequence[int], taps: int, config: Config) -> Timing:
     """Return the timing of a cluster's run.
 
     Parameters

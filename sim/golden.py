@@ -104,9 +104,7 @@ def shares(entry: dict[str, int], clusters: int) -> tuple[Shares, ...]:
     Cluster ``c`` computes, in output row ``y``, those with
     ``x % split == (c + skew * y) % split``.
     """
-    return _shares(
-        clusters, entry["split"], entry["skew"], entry["out_height"], entry["out_width"]
-    )
+    return _shares(clusters, entry["split"], entry["skew"], entry["out_height"], entry["out_width"])
 
 
 @lru_cache(maxsize=1024)

@@ -31,9 +31,7 @@ from ditto.sim.golden import Golden, classify
 
 __all__ = ["GoldenBoard"]
 
-_SIZES = (
-    "positions channels out_height out_width kernel_height kernel_width tiles split"
-).split()
+_SIZES = ("positions channels out_height out_width kernel_height kernel_width tiles split").split()
 
 
 class GoldenBoard:

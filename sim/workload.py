@@ -17,8 +17,8 @@ DELTAS = ("full", "extreme", "temporal", "sparse", "zero")
 class Workload(NamedTuple):
     """A layer-table entry with what it needs in the memories.
 
-    ``weights`` has shape (clusters, rows, columns) and begins at the entry's ``weight_base`` in each
-    bank; ``biases`` has shape (clusters, tiles, columns) and begins at its ``bias_base``.
+    ``weights`` has shape (clusters, rows, columns) and begins at the entry's ``weight_base``;
+    ``biases`` has shape (clusters, tiles, columns) and begins at its ``bias_base``.
     """
 
     entry: dict[str, int]
