@@ -18,6 +18,8 @@ from typing import Any
 
 from amaranth.back import verilog as amaranth_verilog
 
+from dataclasses import asdict
+
 from ditto.hdl import protocol
 from ditto.hdl.config import Config
 from ditto.hdl.top import Top
@@ -72,7 +74,7 @@ def manifest(config: Config, text: str) -> dict[str, Any]:
     return {
         "name": _NAME,
         "digest": config.digest.hex(),
-        "parameters": config.parameters(),
+        "parameters": asdict(config),
         "derived": {name: getattr(config, name) for name in _DERIVED},
         "ports": [
             {"name": name, "direction": direction, "width": width, "meaning": meaning}

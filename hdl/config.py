@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
-from enum import IntEnum
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 __all__ = ["Config", "ConfigError", "MemoryUse", "Multiplier", "demo"]
@@ -13,13 +13,13 @@ class ConfigError(ValueError):
     """A configuration that cannot be built, with the bound it breaks and by how much."""
 
 
-class Multiplier(IntEnum):
+class Multiplier(StrEnum):
     """What the multipliers are made for."""
 
     #: Lookup tables: two radix-4 Booth rows for four bits of a digit.
-    LUT = 0
+    LUT = "lut"
     #: Multiplier blocks. Two columns share a block of 18 x 18 bits where the widths allow.
-    DSP = 1
+    DSP = "dsp"
 
 
 class MemoryUse(NamedTuple):
@@ -126,8 +126,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check each parameter, then the combinations."""
-        if not isinstance(self.multiplier, Multiplier):
-            raise TypeError(f"multiplier must be a Multiplier, not {self.multiplier!r}")
+        if self.multiplier not in tuple(Multiplier):
+            raise ConfigError(f"multiplier is one of lut, dsp, not {self.multiplier!r}")
+        object.__setattr__(self, "multiplier", Multiplier(self.multiplier))
         for name, (low, high, unit) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
@@ -235,20 +236,13 @@ class Config:
     @property
     def digest(self) -> bytes:
         """Eight bytes that differ between configurations; the device reports them."""
-        text = json.dumps(self._numbers(), sort_keys=True)
+        text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).digest()[:8]
-
-    def parameters(self) -> dict[str, int | str]:
-        """Return the parameters as they are written: numbers, and the multipliers' kind."""
-        return self._numbers() | {"multiplier": self.multiplier.name.lower()}
-
-    def _numbers(self) -> dict[str, int]:
-        """Return the parameters as plain integers."""
-        return {f.name: int(getattr(self, f.name)) for f in fields(self)}
 
     def pack(self) -> bytes:
         """Encode the parameters as the device reports them: 32 bits each, in field order."""
-        return b"".join(value.to_bytes(4, "little") for value in self._numbers().values())
+        values = asdict(self) | {"multiplier": list(Multiplier).index(self.multiplier)}
+        return b"".join(value.to_bytes(4, "little") for value in values.values())
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
@@ -264,11 +258,9 @@ class Config:
             raise ConfigError(f"a configuration has {4 * len(names)} bytes, not {len(data)}")
         values = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
         numbers: dict[str, Any] = dict(zip(names, values, strict=True))
-        try:
-            numbers["multiplier"] = Multiplier(numbers["multiplier"])
-        except ValueError:
-            raise ConfigError(f"there is no multiplier {numbers['multiplier']}") from None
-        return cls(**numbers)
+        kinds = list(Multiplier)
+        kind = numbers["multiplier"]
+        return cls(**numbers | {"multiplier": kinds[kind] if kind < len(kinds) else kind})
 
 
 demo = Config(

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,18 +209,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         is_kind = isinstance(default, Multiplier)
         group.add_argument(
             f"--{parameter.name.replace('_', '-')}",
-            type=_multiplier if is_kind else int,
-            metavar="{lut,dsp}" if is_kind else "N",
-            help=f"{described.get(parameter.name, '')} "
-            f"(default: {default.name.lower() if is_kind else default})",
+            type=str if is_kind else int,
+            choices=[str(kind) for kind in Multiplier] if is_kind else None,
+            metavar="KIND" if is_kind else "N",
+            help=f"{described.get(parameter.name, '')} (default: {default})",
         )
-
-
-def _multiplier(text: str) -> Multiplier:
-    try:
-        return Multiplier[text.upper()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of lut, dsp") from None
 
 
 def _descriptions() -> dict[str, str]:
@@ -280,7 +273,7 @@ def _identify(options: argparse.Namespace) -> int:
         close()
     print(f"Ditto on board {options.board}, protocol version {VERSION}")
     print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
-    for name, value in config.parameters().items():
+    for name, value in asdict(config).items():
         print(f"  {name:18}{value:8}")
     print("memories")
     for memory in config.memories:

@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -46,7 +47,7 @@ CRC_BYTES = 4
 _HEADER = size(CommandHeader)
 _ANSWER = size(ResponseHeader)
 _ENTRY = size(LayerEntry)
-_RESPONSE_BYTES = 4096  # data of a READ's response, at most (or one word)
+_RESPONSE_BYTES = 1024  # data of a READ's response, at most (or one word)
 _TRIES = 5
 
 
@@ -371,7 +372,7 @@ class Device:
                 f"{config.digest.hex()}; load a bitstream made by this release"
             )
         if expect is not None and config != expect:
-            have, want = config.parameters(), expect.parameters()
+            have, want = asdict(config), asdict(expect)
             differences = ", ".join(
                 f"{name} = {have[name]} instead of {want[name]}"
                 for name in have

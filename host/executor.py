@@ -199,10 +199,14 @@ class Executor:
         if not len(different):
             return
         position, channel = (int(i) for i in different[0])
-        layer = placement.lowered.layer
+        layer = placement.layer
         at = band.outputs.start + position
-        if layer.kind == "conv":
-            width = layer.output_image(layer.image(placement.lowered.shape))[1]
+        if placement.lowered.scatter is not None:
+            width = layer.image(placement.shape)[1]
+            tap, channel = divmod(channel, layer.outputs)
+            element = f"channel {channel}, tap {tap}, input row {at // width}, column {at % width}"
+        elif layer.kind == "conv":
+            width = layer.output_image(layer.image(placement.shape))[1]
             element = f"channel {channel}, row {at // width}, column {at % width}"
         else:
             element = f"token {at}, channel {channel}"

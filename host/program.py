@@ -369,9 +369,10 @@ def _needs(
 def _check(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config) -> None:
     """Refuse layers that do not fit a device."""
     for layer in layers:
-        if layer.weights.min() < config.min_weight:
+        least = -(1 << config.weight_bits - 1)
+        if config.is_packed and (layer.weights == least).any():
             raise PlacementError(
-                f"layer {layer.name} has a weight of {layer.weights.min()}, but the device's "
+                f"layer {layer.name} has a weight of {least}, but the device's "
                 f"packed multipliers take {config.min_weight} and more; quantize the weights "
                 f"symmetrically, or use a device with --multiplier lut"
             )

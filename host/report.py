@@ -1,7 +1,7 @@
 """What a run took: layer by layer, step by step, in all."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ditto.hdl.config import Config
@@ -94,7 +94,7 @@ def report(
     ]
     clock = drawing.clock_cycles
     return facts | {
-        "configuration": config.parameters(),
+        "configuration": asdict(config),
         "memory": {
             "weight_rows": program.weight_rows,
             "accumulator_rows": program.accumulator_rows,

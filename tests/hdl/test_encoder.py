@@ -21,53 +21,50 @@ def as_bytes(deltas: np.ndarray) -> list[int]:
     return result
 
 
-def expected(deltas: np.ndarray, config: Config) -> list[list[list[tuple[int, int, int]]]]:
-    """List the items (row, digit, shift) of every position and lane."""
-    digits = split(deltas, config)
-    return [
-        [
-            [
-                (channel // config.lanes, int(digit), shift)
-                for channel in range(lane, deltas.shape[1], config.lanes)
-                for shift, digit in enumerate(position[channel])
-                if digit
-            ]
-            for lane in range(config.lanes)
+Items = list[tuple[int, int, int]]
+
+
+def expected(deltas: np.ndarray, config: Config) -> list[tuple[Items, Items]]:
+    """List the low and the high items (channel, digit, shift) of every position."""
+    result = []
+    for position in split(deltas, config).tolist():
+        items = [
+            (channel, digit, shift)
+            for channel, digits in enumerate(position)
+            for shift, digit in enumerate(digits)
+            if digit
         ]
-        for position in digits
-    ]
+        low = [item for item in items if not item[2]]
+        result.append((low, [item for item in items if item[2]]))
+    return result
 
 
 def encode(
     config: Config, tiles: list[np.ndarray], seed: int | None = None
-) -> tuple[list[Any], dict[str, int]]:
+) -> tuple[list[tuple[Items, Items]], dict[str, int]]:
     """Encode tiles one after another; return what the last one left, and the outputs."""
     dut: Any = Encoder(config)
-    rows = -(-tiles[-1].shape[1] // config.lanes)
-    slot = rows * config.digits
-    buffer: dict[tuple[int, int], tuple[int, int, int]] = {}
-    counts: list[list[int]] = []
+    slot = tiles[-1].shape[1] * config.digits
+    buffer: dict[int, tuple[int, int, int]] = {}
+    places: list[tuple[int, int, int, int]] = []
     outputs: dict[str, int] = {}
 
     async def watch(ctx: Any) -> None:
-        ports = [port for item in dut.items for port in (item.en, item.address, item.item)]
-        lanes = config.lanes
-        async for sample in ctx.tick().sample(*ports, dut.counts.en, dut.counts.counts):
-            values, (en, position) = sample[2:-2], sample[-2:]
-            for lane in range(lanes):
-                write, address, item = values[3 * lane : 3 * lane + 3]
-                if write:
-                    assert (lane, address) not in buffer, "an item was overwritten"
-                    buffer[lane, address] = (item.row, item.digit, item.shift)
+        items, spots = dut.items, dut.places
+        ports = (items.en, items.address, items.item, spots.en, spots.address, spots.place)
+        async for _, _, en, address, item, is_place, number, place in ctx.tick().sample(*ports):
             if en:
-                counts.append(list(position))
+                assert address not in buffer, "an item was overwritten"
+                buffer[address] = (item.channel, item.digit, item.shift)
+            if is_place:
+                places.append((number, place.address, place.low, place.high))
 
     async def drive(ctx: Any) -> None:
         for tile in tiles:
             buffer.clear()
-            counts.clear()
+            places.clear()
             ctx.set(dut.channels, tile.shape[1])
-            ctx.set(dut.channel_rows, rows)
+            await ctx.tick()
             ctx.set(dut.begin, 1)
             await ctx.tick()
             ctx.set(dut.begin, 0)
@@ -75,20 +72,24 @@ def encode(
             await put(ctx, dut.i, as_bytes(tile), gaps)
             while ctx.get(dut.busy):
                 await ctx.tick()
+            await ctx.tick().repeat(2)
         for name in ("zero", "narrow", "wide", "positions", "exact"):
             outputs[name] = ctx.get(getattr(dut, name))
 
     simulate(dut, drive, background=[watch])
-    lists = [
-        [[buffer[lane, n * slot + i] for i in range(count)] for lane, count in enumerate(position)]
-        for n, position in enumerate(counts)
-    ]
+    lists = []
+    for index, (number, address, low, high) in enumerate(places):
+        assert (number, address) == (index, index * slot)
+        end = address + slot - 1
+        lists.append(
+            ([buffer[address + i] for i in range(low)], [buffer[end - i] for i in range(high)])
+        )
     return lists, outputs
 
 
 @pytest.mark.parametrize("digit_bits", range(2, 10))
 def test_every_delta_becomes_its_nonzero_digits(digit_bits: int) -> None:
-    config = Config(lanes=3, digit_bits=digit_bits, positions=128, item_depth=4096)
+    config = Config(digit_bits=digit_bits, positions=128, item_depth=4096)
     deltas = np.random.default_rng(digit_bits).permutation(np.arange(-255, 256))[:-1].reshape(-1, 5)
     lists, outputs = encode(config, [deltas])
     assert lists == expected(deltas, config)
@@ -100,7 +101,7 @@ def test_every_delta_becomes_its_nonzero_digits(digit_bits: int) -> None:
 @pytest.mark.parametrize("activation_bits", range(2, 9))
 @pytest.mark.parametrize("channels", [1, 4, 9])
 def test_narrow_activations_and_odd_channels(activation_bits: int, channels: int) -> None:
-    config = Config(lanes=4, activation_bits=activation_bits, digit_bits=2)
+    config = Config(activation_bits=activation_bits, digit_bits=2)
     rng = np.random.default_rng([activation_bits, channels])
     deltas = rng.integers(-config.max_delta, config.max_delta + 1, (12, channels))
     lists, outputs = encode(config, [deltas], seed=channels)
@@ -108,22 +109,22 @@ def test_narrow_activations_and_odd_channels(activation_bits: int, channels: int
     assert outputs["exact"] == 1
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 16])
-def test_a_tile_replaces_the_last_one(lanes: int) -> None:
-    config = Config(lanes=lanes)
-    rng = np.random.default_rng(lanes)
-    tiles = [rng.integers(-255, 256, (9, 7)) for _ in range(2)]
+@pytest.mark.parametrize("channels", [7, 16])
+def test_a_tile_replaces_the_last_one(channels: int) -> None:
+    config = Config(channels=16)
+    rng = np.random.default_rng(channels)
+    tiles = [rng.integers(-255, 256, (9, channels)) for _ in range(2)]
     lists, _ = encode(config, tiles)
     assert lists == expected(tiles[-1], config)
 
 
 def test_a_begun_position_is_not_exact() -> None:
-    config = Config(lanes=2)
+    config = Config()
     dut = Encoder(config)
 
     async def drive(ctx: Any) -> None:
         ctx.set(dut.channels, 3)
-        ctx.set(dut.channel_rows, 2)
+        await ctx.tick()
         ctx.set(dut.begin, 1)
         await ctx.tick()
         ctx.set(dut.begin, 0)
@@ -141,25 +142,25 @@ def test_a_begun_position_is_not_exact() -> None:
 
 
 def test_what_does_not_fit_is_reported_and_not_written() -> None:
-    config = Config(lanes=1, positions=4, item_depth=96)
+    config = Config(positions=4, channels=1, item_depth=96)
     deltas = np.ones((5, 1), int)
     lists, outputs = encode(config, [deltas])
     assert len(lists) == 4 and outputs["exact"] == 0
 
-    config = Config(lanes=1, item_depth=96, channel_rows=32)
+    config = Config(item_depth=96, channels=32)
     deltas = np.ones((4, 9), int)  # 27 items reserved each: three fit
     lists, outputs = encode(config, [deltas])
     assert len(lists) == 3 and outputs["exact"] == 0
 
 
 def test_narrow_deltas_take_a_cycle_each() -> None:
-    config = Config(lanes=4)
+    config = Config()
     dut = Encoder(config)
     deltas = np.random.default_rng(0).integers(-8, 8, (20, 10))
 
     async def drive(ctx: Any) -> None:
         ctx.set(dut.channels, 10)
-        ctx.set(dut.channel_rows, 3)
+        await ctx.tick()
         ctx.set(dut.begin, 1)
         await ctx.tick()
         ctx.set(dut.begin, 0)
@@ -171,7 +172,7 @@ def test_narrow_deltas_take_a_cycle_each() -> None:
             await ctx.tick()
             cycles += 1
         ctx.set(dut.i.valid, 0)
-        await ctx.tick()
+        await ctx.tick().repeat(2)
         assert ctx.get(dut.positions) == 20
 
     simulate(dut, drive)

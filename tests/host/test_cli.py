@@ -68,7 +68,7 @@ def test_result_does_not_depend_on_mode_jobs_link_or_number(
         [*SMALL, "--jobs", "3"],
         [*SMALL, "--mode", "dense"],
         [*SMALL, "--board", "link", "--jobs", "2", "--check"],
-        [*SMALL, "--lanes", "3", "--columns", "5", "--positions", "20", "--digit-bits", "5"],
+        [*SMALL, "--clusters", "3", "--columns", "5", "--positions", "20", "--digit-bits", "5"],
     ):
         images.append(tmp_path / f"{len(images)}.png")
         assert ditto("denoise", denoiser_file, *options, "-o", images[-1], "-q") == 0
@@ -91,12 +91,13 @@ def test_quiet(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["MODEL", "--json", "/proc/x/a.json"], 1, "cannot write /proc/x/a.json: "),
         (["MODEL", "--board", "arty"], 2, "there is no board 'arty'; choose from sim, golden"),
         (["MODEL", "--weight-rows", "3"], 1, "does not fit the device: it has weight_rows = 3, "),
-        (["MODEL", "--lanes", "99"], 2, r"lanes = 99 breaks its bound of 16 lanes by 83"),
+        (["MODEL", "--lanes", "99"], 2, r"lanes = 99 breaks its bound of 2 lanes by 97"),
         (["MODEL", "--item-depth", "9"], 2, "item_depth = 9 cannot hold one position"),
         (["MODEL", "--steps", "2000"], 2, "--steps 2000 is more than the 1000 steps that the mod"),
         (["MODEL", "--steps", "0"], 2, "argument --steps: '0' is not a number of at least 1"),
         (["MODEL", "--eta", "7"], 2, r"argument --eta: '7' is not a number in 0\.\.1"),
         (["MODEL", "--lanes", "many"], 2, "argument --lanes: invalid int value: 'many'"),
+        (["MODEL", "--multiplier", "x"], 2, "argument --multiplier: invalid choice: 'x'"),
         (["MODEL", "--json", "OUTPUT"], 2, "the image and the JSON file cannot be the same file"),
     ],
 )
@@ -148,7 +149,7 @@ def test_mismatch(
         def run(self, entry: int, mode: Mode) -> Any:
             counters = super().run(entry, mode)
             if mode is Mode.TEMPORAL and entry == 0:
-                self._accumulators[self._layers[0]["accumulator_base"]] += 1
+                self._accumulators[0, self._layers[0]["accumulator_base"]] += 1
             return counters
 
     monkeypatch.setitem(boards.BOARDS, "faulty", boards.Board("a broken one", Faulty))
@@ -209,10 +210,10 @@ def test_interrupt(denoiser_file: Path, tmp_path: Path, jobs: str, number: int) 
 
 
 def test_identify(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ditto("identify", "--board", "golden", "--lanes", "4") == 0
+    assert ditto("identify", "--board", "golden", "--clusters", "4") == 0
     output = capsys.readouterr().out.split("\n")
-    assert output[1].endswith("64 multipliers")
-    assert ["lanes", "4"] in [line.split() for line in output]
+    assert output[1].endswith("128 multipliers")
+    assert ["clusters", "4"] in [line.split() for line in output]
 
 
 def test_generate_passes_the_configuration(
@@ -228,8 +229,8 @@ def test_generate_passes_the_configuration(
 
     monkeypatch.setattr(generate, "write", write)
     assert ditto("generate", "-o", tmp_path / "d.v") == 0
-    assert ditto("generate", "--lanes", "2", "-o", tmp_path / "d.v") == 0
-    assert [config.lanes for config, _ in seen] == [demo.lanes, 2]
+    assert ditto("generate", "--lanes", "1", "-o", tmp_path / "d.v") == 0
+    assert [config.lanes for config, _ in seen] == [demo.lanes, 1]
     assert "wrote" in capsys.readouterr().out
 
 
@@ -238,7 +239,7 @@ def test_every_parameter_has_an_option_with_help(capsys: pytest.CaptureFixture[s
         assert ditto(verb, "-h") == 0
         text = " ".join(capsys.readouterr().out.split())
         for name in Config.__dataclass_fields__:
-            option = f"--{name.replace('_', '-')} N "
+            option = f"--{name.replace('_', '-')} {'KIND' if name == 'multiplier' else 'N'} "
             assert text.partition(option)[2][0].isupper(), option
     assert ditto() == 2
 

@@ -38,7 +38,9 @@ from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 
-CONFIG = Config(lanes=3, columns=5, accumulator_bits=21, weight_bits=7, frame_bytes=64)
+ZEROS = ("pad_top", "pad_left", "skew")
+
+CONFIG = Config(clusters=3, columns=5, accumulator_bits=21, weight_bits=7, frame_bytes=64)
 RNG = np.random.default_rng(11)
 
 
@@ -103,12 +105,13 @@ def exercise(device: Accelerator) -> list[Any]:
     rng = np.random.default_rng(5)
     config = device.config
     half = 1 << config.weight_bits - 1
+    least = config.min_weight
     entry = dict.fromkeys(unpack(LayerEntry, bytes(32)), 1) | {
         "in_height": 4,
         "in_width": 6,
         "positions": 24,
         "channels": 7,
-        "channel_rows": 3,
+        "split": 2,
         "out_height": 4,
         "out_width": 6,
         "kernel_height": 3,
@@ -121,9 +124,10 @@ def exercise(device: Accelerator) -> list[Any]:
     }
     device.reset()
     device.write_layers(1, [entry, entry | {"stride_x": 2, "out_width": 3}])
-    for bank in range(config.lanes):
-        device.write_weights(bank, 0, rng.integers(-half, half, (70, config.columns)))
-    device.write_accumulators(0, rng.integers(-99999, 99999, (30, config.columns)))
+    for cluster in range(config.clusters):
+        device.write_weights(cluster, 0, rng.integers(least, half, (140, config.columns)))
+        biases = rng.integers(-99999, 99999, (30, config.columns))
+        device.write_accumulators(cluster, 0, biases)
     seen: list[Any] = []
     for mode in (Mode.DENSE, Mode.TEMPORAL, Mode.TEMPORAL, Mode.DENSE):
         for number in (1, 2):
@@ -178,7 +182,7 @@ def test_bad_cable(seed: int) -> None:
 def test_a_whole_model_over_the_link(denoiser_proto: onnx.ModelProto) -> None:
     model = Model(denoiser_proto)
     shapes = model.shapes()
-    config = suggest(model.layers, shapes, Config(lanes=2, columns=3, frame_bytes=64, positions=20))
+    config = suggest(model.layers, shapes, Config(clusters=2, columns=3, frame_bytes=64, positions=20))
     program = Program(model.layers, shapes, config)
     device = Executor(model, program, device_of(GoldenBoard(config)), check=True)
     golden = Executor(model.clone(), program, Golden(config))
@@ -208,8 +212,8 @@ def test_no_answer() -> None:
 
 
 def test_another_configuration_is_refused() -> None:
-    with pytest.raises(DeviceError, match="configuration: lanes = 3 instead of 4, columns = 5 ins"):
-        device_of(GoldenBoard(CONFIG), expect=replace(CONFIG, lanes=4, columns=6))
+    with pytest.raises(DeviceError, match="configuration: clusters = 3 instead of 4, columns = 5 ins"):
+        device_of(GoldenBoard(CONFIG), expect=replace(CONFIG, clusters=4, columns=6))
     device_of(GoldenBoard(CONFIG), expect=CONFIG)
 
 
@@ -218,13 +222,13 @@ def test_another_configuration_is_refused() -> None:
     [
         (b"DOTT", "no Ditto behind this link: it identifies as b'DOTT' instead of b'DITT'"),
         (b"", "no Ditto behind this link"),
-        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 1"),
+        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 2"),
         (
             identity(bytes(8), CONFIG.pack()),
             f"digest {bytes(8).hex()} for parameters that have {CONFIG.digest.hex()}",
         ),
         (identity(bytes(8), CONFIG.pack()[:-4]), "impossible configuration: a configuration has"),
-        (identity(bytes(8), bytes(56)), "impossible configuration: lanes = 0 breaks its bound"),
+        (identity(bytes(8), bytes(64)), "impossible configuration: clusters = 0 breaks its bound"),
     ],
 )
 def test_other_devices_are_refused(answer: bytes, message: str) -> None:
@@ -237,12 +241,14 @@ def test_other_devices_are_refused(answer: bytes, message: str) -> None:
 
 
 def test_frames_that_hold_no_word() -> None:
-    config = Config(columns=16, accumulator_bits=32, frame_bytes=79)
+    config = Config(clusters=2, columns=16, accumulator_bits=32, frame_bytes=79)
     with pytest.raises(DeviceError, match=r"frame_bytes = 79 bytes, but a memory word needs 80"):
         device_of(GoldenBoard(config))
     device = device_of(GoldenBoard(replace(config, frame_bytes=80)))
-    device.write_accumulators(0, np.arange(48).reshape(3, 16))
-    assert device.read_accumulators(1, 2).tolist() == np.arange(16, 48).reshape(2, 16).tolist()
+    words = np.arange(96).reshape(2, 3, 16)
+    for cluster in range(2):
+        device.write_accumulators(cluster, 0, words[cluster])
+    assert device.read_accumulators(1, 2).tolist() == words[:, 1:].tolist()
 
 
 def test_reset_in_the_middle() -> None:
@@ -272,15 +278,18 @@ def test_refused_commands_say_what_was_asked() -> None:
     assert caught.value.status is Status.BAD_LAYER
     for refused in (
         lambda: device.write_weights(0, 1020, np.zeros((5, 5), int)),
-        lambda: device.write_accumulators(2048, np.zeros((1, 5), int)),
+        lambda: device.write_accumulators(0, 2048, np.zeros((1, 5), int)),
         lambda: device.read_accumulators(2000, 49),
         lambda: device.write_layers(64, [dict.fromkeys(unpack(LayerEntry, bytes(32)), 0)]),
         lambda: device.write_deltas(64, np.zeros((1, 5), int)),
     ):
         with pytest.raises(CommandError, match="BAD_ADDRESS"):
             refused()
-    with pytest.raises(CommandError, match="BAD_COMMAND: weight bank 3"):
-        device.write_weights(3, 0, np.zeros((1, 5), int))
+    for write in (device.write_weights, device.write_accumulators):
+        with pytest.raises(CommandError, match="BAD_COMMAND: cluster 3"):
+            write(3, 0, np.zeros((1, 5), int))
+    with pytest.raises(ValueError, match="weights are at least -63, not -64"):
+        device.write_weights(0, 0, np.full((1, 5), -64))
     with pytest.raises(ValueError, match=r"words are of shape \(rows, 5\), not \(1, 4\)"):
         device.write_weights(0, 0, np.zeros((1, 4), int))
 
@@ -329,6 +338,7 @@ def test_commands_that_make_no_sense() -> None:
             (Status.BAD_ADDRESS, Opcode.WRITE, {"space": Space.ACCUMULATORS, "data": word[1:]}),
             (Status.OK, Opcode.WRITE, {"space": Space.ACCUMULATORS, "data": word}),
             (Status.BAD_COMMAND, Opcode.WRITE, {"space": Space.WEIGHTS, "bank": 3}),
+            (Status.BAD_COMMAND, Opcode.WRITE, {"space": Space.ACCUMULATORS, "bank": 3}),
             (Status.BAD_ADDRESS, Opcode.RUN, {"address": 64}),
             (Status.BAD_LAYER, Opcode.RUN, {"address": 63}),
             (Status.BAD_LAYER, Opcode.WRITE, {"space": Space.DELTAS, "address": 63}),
@@ -342,7 +352,7 @@ def test_commands_that_make_no_sense() -> None:
 def test_runs_that_make_no_sense() -> None:
     board = GoldenBoard(CONFIG)
     device = device_of(board)
-    ones = dict.fromkeys(unpack(LayerEntry, bytes(32)), 1) | {"pad_top": 0, "pad_left": 0}
+    ones = dict.fromkeys(unpack(LayerEntry, bytes(32)), 1) | dict.fromkeys(ZEROS, 0)
     entry = ones | {"in_width": 4, "out_width": 4, "positions": 4, "channels": 2}
     device.write_layers(0, [entry, entry])
 
@@ -372,9 +382,9 @@ def test_runs_that_make_no_sense() -> None:
 
 
 def test_room_for_the_worst_deltas_is_needed() -> None:
-    config = replace(CONFIG, item_depth=96, positions=100)
+    config = replace(CONFIG, item_depth=96, positions=100, channels=8)
     device = device_of(GoldenBoard(config))
-    ones = dict.fromkeys(unpack(LayerEntry, bytes(32)), 1) | {"pad_top": 0, "pad_left": 0}
+    ones = dict.fromkeys(unpack(LayerEntry, bytes(32)), 1) | dict.fromkeys(ZEROS, 0)
     for number, width in enumerate((32, 33)):  # of three digits each
         device.write_layers(
             number, [ones | {"in_width": width, "out_width": width, "positions": width}]

@@ -15,7 +15,7 @@ from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.sim.golden import Golden
 
-CONFIG = Config(lanes=3, columns=4, positions=20, item_depth=96)
+CONFIG = Config(clusters=3, columns=4, positions=20, channels=8, item_depth=96)
 
 
 class Recording(Golden):
@@ -33,7 +33,7 @@ class Recording(Golden):
     ) -> NDArray[np.int64]:
         words = super().read_accumulators(row, count, columns)
         if self.fault is not None and self.fault[0] == self.reads:
-            words[self.fault[1], self.fault[2]] ^= 1
+            words[0, self.fault[1], self.fault[2]] ^= 1
         self.reads += 1
         self.seen.append(words)
         return words
@@ -122,14 +122,15 @@ def test_counts(denoiser_proto: onnx.ModelProto) -> None:
         placement = executor.program.layers[run.layer]
         counters = run.counters
         assert (
-            counters.items + counters.stall_row + config.lanes * counters.stall_item
-            == config.lanes * counters.cycles
+            counters.items + counters.stall_row + counters.stall_item + counters.stall_cluster
+            == config.clusters * config.lanes * counters.cycles
         )
         # Bands share rows, so there may be more deltas than inputs.
         entries = [band.entry for band in placement.bands]
         deltas = sum(entry["positions"] * entry["channels"] for entry in entries)
         assert counters.zero + counters.narrow + counters.wide == deltas
-        assert run.products * placement.tiles == counters.items * placement.layer.outputs
+        copies = placement.copies(config)
+        assert run.products * copies == counters.items * placement.lowered.layer.outputs
         assert run.products <= config.multipliers * counters.cycles
 
 
@@ -146,14 +147,14 @@ def test_check_names_the_first_accumulator_that_differs(denoiser_proto: onnx.Mod
     placement = executor.program.layers[0]
     assert placement.layer.name == "first/Conv"
     assert [band.outputs.start // 6 for band in placement.bands] == [0, 1, 2, 3, 4]
-    # Each band is read twice: four channels, then the other two. The fault is in the third band.
-    device.fault = (device.reads + 2 * 2 + 1, 5, 1)
+    # The fault is in the third band.
+    device.fault = (device.reads + 2, 1, 1)
     with pytest.raises(MismatchError) as caught:
         executor.step(feeds[1])
     error = caught.value
     assert (error.step, error.layer, error.got ^ error.want) == (1, "first/Conv", 1)
-    assert error.element == "accumulator of channel 5, row 2, column 5"
-    assert str(error).startswith("step 1, layer first/Conv, accumulator of channel 5, row 2, col")
+    assert error.element == "accumulator of channel 1, row 2, column 3"
+    assert str(error).startswith("step 1, layer first/Conv, accumulator of channel 1, row 2, col")
 
 
 def test_check_compares_counters(denoiser_proto: onnx.ModelProto) -> None:

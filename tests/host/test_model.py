@@ -14,7 +14,7 @@ from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.sim.golden import Golden
 
-CONFIG = Config(lanes=3, columns=5)
+CONFIG = Config(clusters=3, columns=5)
 RNG = np.random.default_rng(7)
 
 

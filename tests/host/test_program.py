@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditto.hdl.config import Config
+from ditto.hdl.config import Config, Multiplier
 from ditto.hdl.protocol import Mode
 from ditto.host.model import Linear
 from ditto.host.program import PlacementError, Program, suggest
-from ditto.sim.golden import Golden, taps
+from ditto.sim.golden import Golden, shares, taps
 
-CONFIG = Config(lanes=3, columns=4)
+CONFIG = Config(clusters=4, columns=4)
 
 
 def layer_of(
@@ -62,17 +62,14 @@ def shape_of(layer: Linear, image: tuple[int, int]) -> tuple[int, ...]:
 
 def run(program: Program, device: Golden, index: int, q: np.ndarray) -> np.ndarray:
     placement = program.layers[index]
-    columns = program.config.columns
-    layer = placement.layer
-    height, width = layer.output_image(layer.image(placement.shape))
-    result = np.zeros((height * width, placement.tiles * columns), np.int64)
+    lowered = placement.lowered
+    deltas = lowered.deltas(q - placement.layer.zero_point)
+    parts = []
     for band in placement.bands:
-        device.write_deltas(band.number, q[band.inputs] - layer.zero_point)
+        device.write_deltas(band.number, deltas[band.inputs])
         device.run(band.number, Mode.DENSE)
-        n = band.outputs.stop - band.outputs.start
-        words = device.read_accumulators(band.entry["accumulator_base"], n * placement.tiles)
-        result[band.outputs] = words.reshape(-1, n, columns).transpose(1, 0, 2).reshape(n, -1)
-    return result[:, : layer.outputs]
+        parts.append(placement.read(device, band))
+    return lowered.outputs(np.concatenate(parts))
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,8 +93,14 @@ def test_placed_layers_compute_what_they_mean(data: st.DataObject) -> None:
         layers.append(layer)
         shapes.append(shape_of(layer, (image[0], image[1])))
     # As small a difference buffer as there can be, so that there are bands.
-    config = suggest(layers, shapes, replace(CONFIG, positions=2, item_depth=96))
-    config = replace(config, positions=config.positions + draw(st.integers(0, 20)), layers=64)
+    array = replace(
+        CONFIG,
+        clusters=draw(st.integers(1, 6)),
+        positions=draw(st.integers(2, 22)),
+        channels=1,
+        item_depth=96,
+    )
+    config = suggest(layers, shapes, array)
     program = Program(layers, shapes, config)
     device = Golden(config)
     program.load(device)
@@ -105,7 +108,7 @@ def test_placed_layers_compute_what_they_mean(data: st.DataObject) -> None:
     for index, (layer, shape) in enumerate(zip(layers, shapes, strict=True)):
         for band in program.layers[index].bands:
             assert band.entry["positions"] <= config.positions
-            items = band.entry["positions"] * band.entry["channel_rows"] * config.digits
+            items = band.entry["positions"] * band.entry["channels"] * config.digits
             assert items <= config.item_depth
         q = rng.integers(-128, 128, (int(np.prod(layer.image(shape))), layer.channels))
         got = run(program, device, index, q)
@@ -122,13 +125,40 @@ def test_bands_touch_only_their_rows() -> None:
     assert sum(band.outputs.stop - band.outputs.start for band in bands) == 128
 
 
-def test_column_tiles_share_the_items() -> None:
-    layer = layer_of(outputs=9, channels=7, kind="linear")
-    program = Program([layer], [(1, 10, 7)], CONFIG)
+@pytest.mark.parametrize(
+    "outputs, positions, split, tiles",
+    [
+        (4, 10, 4, 1),  # one tile: every cluster takes a quarter of the positions
+        (9, 10, 4, 3),  # three tiles: all of them, of a quarter of the positions
+        (8, 10, 2, 1),
+        (16, 10, 1, 1),  # four tiles: one for each cluster
+        (24, 10, 2, 3),
+        (12, 1, 1, 1),  # a single position cannot be split
+    ],
+)
+def test_positions_and_tiles_are_spread_over_the_clusters(
+    outputs: int, positions: int, split: int, tiles: int
+) -> None:
+    layer = layer_of(outputs=outputs, channels=7, kind="linear")
+    program = Program([layer], [(1, positions, 7)], CONFIG)
     (placement,) = program.layers
-    assert placement.tiles == 3
-    assert placement.bands[0].entry["channel_rows"] == 3
-    assert (program.weight_rows, program.accumulator_rows, program.entries) == (9, 33, 1)
+    assert (placement.split, placement.tiles) == (split, tiles)
+    entry = placement.bands[0].entry
+    assert (entry["split"], entry["tiles"]) == (split, tiles)
+    assert program.weight_rows == tiles * 7
+    assert program.accumulator_rows == tiles * (1 + -(-positions // split))
+
+
+def test_shares_run_diagonally_so_that_none_has_all_of_a_border() -> None:
+    layer = layer_of(channels=5, kernel=(3, 3), pads=(1, 1, 1, 1))
+    program = Program([layer], [(1, 5, 8, 8)], CONFIG)
+    (band,) = program.layers[0].bands
+    assert (band.entry["split"], band.entry["skew"]) == (4, 1)
+    border = [
+        sum(p % 8 in (0, 7) or p // 8 in (0, 7) for p in share.positions.tolist())
+        for share in shares(band.entry, CONFIG.clusters)
+    ]
+    assert max(border) - min(border) <= 2
 
 
 def test_what_does_not_fit_is_named_with_the_sizes() -> None:
@@ -138,7 +168,7 @@ def test_what_does_not_fit_is_named_with_the_sizes() -> None:
         CONFIG,
         weight_rows=100,
         accumulator_rows=50,
-        channel_rows=9,
+        channels=29,
         list_depth=8,
         positions=30,
         layers=2,
@@ -149,19 +179,18 @@ def test_what_does_not_fit_is_named_with_the_sizes() -> None:
     message = str(caught.value)
     for part in (
         "the model does not fit the device",
-        "weight_rows = 100, but 156 are needed, 120 of them by layer layer1",
-        "accumulator_rows = 50, but 559 are needed, 459 of them by layer layer1",
-        "channel_rows = 9, but 10 is needed by layer layer1",
+        "weight_rows = 100, but 414 are needed, 360 of them by layer layer1",
+        "channels = 29, but 30 is needed by layer layer1",
         "list_depth = 8, but 9 is needed by layer layer0",
         "positions = 30, but 40 is needed by layer layer1",
         "accumulator_bits = 17, but 2",
-        "--weight-rows 156",
+        "--weight-rows 414",
     ):
         assert part in message
     assert "\n" not in message
     fitting = suggest(layers, shapes, config)
     Program(layers, shapes, fitting)
-    for name in ("weight_rows", "accumulator_rows", "channel_rows", "accumulator_bits", "layers"):
+    for name in ("weight_rows", "accumulator_rows", "channels", "accumulator_bits", "layers"):
         with pytest.raises(PlacementError, match=name):
             Program(layers, shapes, replace(fitting, **{name: getattr(fitting, name) - 1}))
 
@@ -184,8 +213,16 @@ def test_weights_and_activations_must_fit_their_widths() -> None:
 
 
 def test_layer_that_no_device_takes() -> None:
-    with pytest.raises(PlacementError, match="no device takes these layers: channel_rows = 2000"):
+    with pytest.raises(PlacementError, match="no device takes these layers: channels = 6000"):
         suggest([layer_of(1, 6000, kind="linear")], [(1, 1, 6000)], CONFIG)
+
+
+def test_weights_that_packed_multipliers_cannot_take() -> None:
+    layer = layer_of()
+    layer.weights[1, 0, 1] = -128
+    with pytest.raises(PlacementError, match="layer0 has a weight of -128.*--multiplier lut"):
+        Program([layer], [(1, 3, 2, 2)], CONFIG)
+    Program([layer], [(1, 3, 2, 2)], replace(CONFIG, multiplier=Multiplier.LUT))
 
 
 def test_taps_of_a_band_stay_inside_it() -> None:

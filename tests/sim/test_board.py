@@ -189,7 +189,7 @@ def test_refuses_a_link_faster_than_its_clock(cycles: int) -> None:
 
 
 def test_the_device_starts_silent() -> None:
-    small = config.Config(lanes=2, columns=4, weight_rows=64, accumulator_rows=64)
+    small = config.Config(clusters=1, columns=4, weight_rows=64, accumulator_rows=64)
     with SimulatedBoard(small) as board:
         board.write(b"\0\0\0")
         assert board.read(1, 0.05) == b""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,13 +10,12 @@ from ditto.hdl.protocol import CommandError, Mode, Status
 from ditto.sim.golden import Golden, split
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
 
-CONFIG = Config(lanes=3, columns=4, item_depth=512, positions=64, channel_rows=8)
+CONFIG = Config(clusters=3, columns=4, item_depth=512, positions=64, channels=16)
 
 
 def configs() -> st.SearchStrategy[Config]:
     def build(activation: int, weight: int, digit: int) -> Config:
         return Config(
-            lanes=3,
             columns=2,
             activation_bits=activation,
             weight_bits=weight,
@@ -36,12 +37,15 @@ def test_digits_of_every_delta_are_balanced_and_sum_to_it(config: Config) -> Non
     assert (digits[:, -1] != 0).any(), "no delta needs the last digit"
 
 
-def plain(entry: dict[str, int], deltas: np.ndarray, weights: np.ndarray, lanes: int) -> np.ndarray:
-    """Convolve with four nested loops, straight from the definition."""
+def plain(entry: dict[str, int], deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Convolve with a cluster's weights in nested loops, straight from the definition.
+
+    Returns an array of shape (tiles, out_height, out_width, columns).
+    """
     image = deltas.reshape(entry["in_height"], entry["in_width"], -1)
     taps = entry["kernel_height"] * entry["kernel_width"]
     out = np.zeros(
-        (entry["tiles"], entry["out_height"], entry["out_width"], weights.shape[2]), np.int64
+        (entry["tiles"], entry["out_height"], entry["out_width"], weights.shape[1]), np.int64
     )
     for tile, oy, ox, tap in np.ndindex(*out.shape[:3], taps):
         ky, kx = divmod(tap, entry["kernel_width"])
@@ -50,9 +54,22 @@ def plain(entry: dict[str, int], deltas: np.ndarray, weights: np.ndarray, lanes:
         if not (0 <= y < entry["in_height"] and 0 <= x < entry["in_width"]):
             continue
         for channel in range(entry["channels"]):
-            row = (tile * taps + tap) * entry["channel_rows"] + channel // lanes
-            out[tile, oy, ox] += image[y, x, channel] * weights[channel % lanes, row]
-    return out.reshape(-1, weights.shape[2])
+            row = (tile * taps + tap) * entry["channels"] + channel
+            out[tile, oy, ox] += image[y, x, channel] * weights[row]
+    return out
+
+
+def share_of(entry: dict[str, int], cluster: int, values: np.ndarray) -> np.ndarray:
+    """Take the output positions of a cluster, straight from the protocol's text."""
+    split, skew = entry["split"], entry["skew"]
+    chosen = [
+        tile[y, x]
+        for tile in values
+        for y in range(entry["out_height"])
+        for x in range(entry["out_width"])
+        if x % split == (cluster + skew * y) % split
+    ]
+    return np.array(chosen).reshape(-1, values.shape[3])
 
 
 @given(st.integers(0, 2**32), st.lists(st.sampled_from(DELTAS), min_size=1, max_size=4))
@@ -61,20 +78,26 @@ def test_accumulators_are_what_plain_convolution_gives(seed: int, kinds: list[st
     golden = Golden(CONFIG)
     work = random_workload(rng, CONFIG, rows=40)
     work.load(golden, 1)
-    total = np.repeat(work.biases, work.rows // work.entry["tiles"], axis=0)
+    entry = work.entry
+    image = (entry["tiles"], entry["out_height"], entry["out_width"], CONFIG.columns)
+    totals = [
+        share_of(entry, cluster, np.broadcast_to(bias[:, None, None], image))
+        for cluster, bias in enumerate(work.biases)
+    ]
     mode = Mode.DENSE
     for kind in kinds:
         deltas = random_deltas(rng, CONFIG, work.entry, kind)
         golden.write_deltas(1, deltas)
         counters = golden.run(1, mode)
-        total = total + plain(work.entry, deltas, work.weights, CONFIG.lanes)
-        total = (total + 2**31) % 2**32 - 2**31
-        got = golden.read_accumulators(work.entry["accumulator_base"], work.rows)
-        np.testing.assert_array_equal(got, total)
+        got = golden.read_accumulators(entry["accumulator_base"], work.rows)
+        for cluster, weights in enumerate(work.weights):
+            total = totals[cluster] + share_of(entry, cluster, plain(entry, deltas, weights))
+            totals[cluster] = (total + 2**31) % 2**32 - 2**31
+            np.testing.assert_array_equal(got[cluster, : len(total)], totals[cluster])
         assert counters.zero + counters.narrow + counters.wide == deltas.size
         assert (
-            counters.items + counters.stall_row + CONFIG.lanes * counters.stall_item
-            == CONFIG.lanes * counters.cycles
+            counters.items + counters.stall_row + counters.stall_item + counters.stall_cluster
+            == CONFIG.clusters * CONFIG.lanes * counters.cycles
         )
         mode = Mode.TEMPORAL
 
@@ -92,19 +115,46 @@ def test_a_dense_run_restarts_from_the_bias() -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_a_row_takes_as_long_as_its_busiest_lane() -> None:
-    # One linear row, three lanes with 2, 1 and 0 items: two cycles of work, three lane cycles lost.
-    golden = Golden(CONFIG)
+@pytest.mark.parametrize(
+    "lanes, deltas, items, length",
+    [
+        (1, [1, 5, 0, -8], 3, 3),
+        (2, [1, 5, 0, -8], 3, 2),  # two and one
+        (2, [16, 32, 0, 48], 3, 3),  # high digits are for the second lane alone
+        (2, [16, 1, 2, 3], 4, 2),
+        (2, [120, 120, 1, 1], 8, 4),  # two low digits more, and two high ones each
+        (2, [0, 0, 0, 0], 0, 1),  # a row takes a cycle at least
+    ],
+)
+def test_a_row_takes_as_long_as_its_busiest_lane(
+    lanes: int, deltas: list[int], items: int, length: int
+) -> None:
+    config = replace(CONFIG, clusters=1, lanes=lanes)
+    golden = Golden(config)
     entry = dict.fromkeys(
         ("in_height", "in_width", "positions", "out_height", "out_width", "kernel_height",
-         "kernel_width", "stride_y", "stride_x", "dilation_y", "dilation_x", "tiles"), 1
-    ) | {"channels": 4, "channel_rows": 2, "pad_top": 0, "pad_left": 0}  # fmt: skip
+         "kernel_width", "stride_y", "stride_x", "dilation_y", "dilation_x", "tiles", "split"), 1
+    ) | {"channels": 4, "pad_top": 0, "pad_left": 0, "skew": 0}  # fmt: skip
     golden.write_layers(0, [entry | {"weight_base": 0, "accumulator_base": 1, "bias_base": 0}])
-    golden.write_deltas(0, np.array([[1, 5, 0, -8]]))
+    golden.write_deltas(0, np.array([deltas]))
     counters = golden.run(0, Mode.DENSE)
-    assert (counters.items, counters.stall_row) == (3, 3)
-    assert counters.cycles - counters.stall_item == 2
-    assert (counters.zero, counters.narrow, counters.wide) == (1, 3, 0)
+    assert (counters.items, counters.stall_row) == (items, lanes * length - items)
+    assert lanes * counters.cycles - counters.stall_item == lanes * length
+    assert counters.stall_cluster == 0
+
+
+def test_clusters_that_are_done_wait_for_the_others() -> None:
+    config = replace(CONFIG, clusters=2, lanes=1)
+    golden = Golden(config)
+    names = "in_height out_height kernel_height kernel_width stride_y stride_x".split()
+    names += ["dilation_y", "dilation_x", "tiles", "channels"]
+    entry = dict.fromkeys(names, 1) | {"in_width": 3, "positions": 3, "out_width": 3, "split": 2}
+    entry |= dict.fromkeys(["pad_top", "pad_left", "skew", "weight_base", "bias_base"], 0)
+    golden.write_layers(0, [entry | {"accumulator_base": 1}])
+    golden.write_deltas(0, np.array([[1], [0], [1]]))
+    counters = golden.run(0, Mode.DENSE)
+    # Positions 0 and 2 against position 1 alone, a cycle each.
+    assert (counters.items, counters.stall_row, counters.stall_cluster) == (2, 1, 1)
 
 
 def test_runs_without_their_state_are_refused() -> None:
