@@ -279,7 +279,7 @@ class Device:
             raise CommandError(Status.BAD_ADDRESS, "accumulators")
         word = word_bytes(columns, bits)
         clusters = self.config.clusters
-        parts = []
+        parts = [np.empty((clusters, 0, columns), np.int64)]
         for at, n in _chunks(count, max(1, _RESPONSE_BYTES // max(clusters * word, 1))):
             raw = self._command(Opcode.READ, address=row + at, count=n, size=word)
             if len(raw) != clusters * n * word:

@@ -26,11 +26,15 @@ class Workload(NamedTuple):
     biases: NDArray[np.int64]
 
     @property
+    def filled(self) -> list[int]:
+        """Accumulator words that a run fills in each cluster, from ``accumulator_base`` on."""
+        parts = shares(self.entry, self.weights.shape[0])
+        return [self.entry["tiles"] * len(part.positions) for part in parts]
+
+    @property
     def rows(self) -> int:
-        """Accumulator words that a run fills in a cluster at most, from ``accumulator_base`` on."""
-        clusters = self.weights.shape[0]
-        most = max(len(share.positions) for share in shares(self.entry, clusters))
-        return self.entry["tiles"] * most
+        """Accumulator words that a run fills in a cluster at most."""
+        return max(self.filled)
 
     def load(self, accelerator: Any, number: int) -> None:
         """Write the layer to a device, as entry ``number``."""

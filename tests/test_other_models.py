@@ -71,9 +71,7 @@ def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Pa
     model = Model.load(target)
     assert len(model.layers) > 10
     shapes = model.shapes()
-    config = suggest(
-        model.layers, shapes, Config(clusters=2, columns=16, item_depth=4096)
-    )
+    config = suggest(model.layers, shapes, Config(clusters=2, columns=16, item_depth=4096))
     program = Program(model.layers, shapes, config)
     sampler = DDIM(Schedule.from_metadata(model.metadata), steps=4)
     images = [

@@ -33,14 +33,15 @@ LIMIT_MS = 5
 """Longest that a test may take, 100,000 cycles a millisecond: a device that hangs fails."""
 
 _ONES = (
-    "in_height in_width positions channel_rows out_height out_width kernel_height kernel_width "
-    "stride_y stride_x dilation_y dilation_x tiles accumulator_base"
+    "in_height in_width positions out_height out_width kernel_height kernel_width "
+    "stride_y stride_x dilation_y dilation_x tiles accumulator_base split"
 ).split()
 WARM_UP = Workload(
     dict.fromkeys(_ONES, 1)
-    | {"channels": CONFIG.lanes, "pad_top": 0, "pad_left": 0, "weight_base": 0, "bias_base": 0},
-    np.zeros((CONFIG.lanes, 1, CONFIG.columns), np.int64),
-    np.zeros((1, CONFIG.columns), np.int64),
+    | dict.fromkeys(["pad_top", "pad_left", "weight_base", "bias_base", "skew"], 0)
+    | {"channels": CONFIG.lanes},
+    np.zeros((CONFIG.clusters, CONFIG.lanes, CONFIG.columns), np.int64),
+    np.zeros((CONFIG.clusters, 1, CONFIG.columns), np.int64),
 )
 """A layer of one position, in which every lane has work."""
 

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""Difference buffer and list against Python's lists: every cycle, with random use of each port."""
+"""Difference buffer and queue of rows against Python, every cycle, with random use of each port."""
 
 import random
 from collections import deque
@@ -9,93 +9,80 @@ import cocotb
 from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import CONFIG, PARAMETERS, chance, idle, pulse
 
-from ditto.hdl.difference_buffer import DifferenceBuffer, item_of
-from ditto.hdl.sequencer import List, entry_of
+from ditto.hdl.difference_buffer import DifferenceBuffer, item_of, place_of
+from ditto.hdl.lanes import RowQueue
+from ditto.hdl.sequencer import row_of
 from ditto.sim.cocotb_bench import start
 
-IS_LIST = PARAMETERS["top"] == "list"
+IS_QUEUE = PARAMETERS["top"] == "rows"
 DEPTH: int = PARAMETERS.get("depth", 1)
 CYCLES: int = PARAMETERS["cycles"]
 
 
-class Port:
-    """One memory of the buffer, with its ports: what it holds and what it shows."""
-
-    def __init__(self, dut: Any, name: str, depth: int, width: int, *, reads_always: bool) -> None:
-        write, read = name.replace("#", "w", 1), name.replace("#", "r", 1)
-        value = "counts" if reads_always else "item"
-        self.w_en = getattr(dut, f"{write}__en")
-        self.w_address = getattr(dut, f"{write}__address")
-        self.w_value = getattr(dut, f"{write}__{value}")
-        self.r_en = None if reads_always else getattr(dut, f"{read}__en")
-        self.r_address = getattr(dut, f"{read}__address")
-        self.r_value = getattr(dut, f"{read}__{value}")
-        self.name = name
-        self.width = width
-        self.cells: list[int | None] = [None] * depth
-        self.shown: int | None = None
-        self.last = 0
-
-    def drive(self) -> None:
-        """Write and read at random, not the same cell at once."""
-        depth = len(self.cells)
-        written = None
-        if chance(0.5):
-            # Often the cell that the read port shows, which must not change what is shown.
-            written = self.last if chance(0.3) else random.randrange(depth)
-        self.w_en.value = written is not None
-        value = random.getrandbits(self.width)
-        self.w_address.value = random.randrange(depth) if written is None else written
-        self.w_value.value = value
-        reads = [cell for cell in range(depth) if cell != written] or [0]
-        read = random.choice(reads)
-        enabled = chance(0.5) and read != written
-        if self.r_en is None:
-            enabled = True
-        else:
-            self.r_en.value = enabled
-        self.r_address.value = read
-        if enabled:
-            # With one cell, a port without enable shows what nobody may rely on.
-            self.shown = None if read == written else self.cells[read]
-            self.last = read
-        if written is not None:
-            self.cells[written] = value
-
-    def check(self, cycle: int) -> None:
-        if self.shown is not None:
-            got = int(self.r_value.value)
-            assert got == self.shown, f"{self.name}, cycle {cycle}: {got:#x}, not {self.shown:#x}"
-
-
-@cocotb.test(skip=IS_LIST)
+@cocotb.test(skip=IS_QUEUE)
 async def buffer_holds_what_was_written(dut: Any) -> None:
+    """Fill some cells, then read at random with every port, again and again."""
     idle(dut, DifferenceBuffer(CONFIG))
-    width = item_of(CONFIG).size
+    item_bits, place_bits = item_of(CONFIG).size, place_of(CONFIG).size
+    items: dict[int, int] = {}
+    places: dict[int, int] = {}
+    await start(dut)
     ports = [
-        Port(dut, f"items_#__{lane}", CONFIG.item_depth, width, reads_always=False)
+        tuple(getattr(dut, f"items_r__{lane}__{name}") for name in ("en", "address", "item"))
         for lane in range(CONFIG.lanes)
     ]
-    width = CONFIG.count_bits * CONFIG.lanes
-    ports.append(Port(dut, "counts_#", CONFIG.positions, width, reads_always=True))
-    await start(dut)
-    for cycle in range(CYCLES):
-        for port in ports:
-            port.drive()
-        await RisingEdge(dut.clk)
-        if chance(0.5):
-            # What a port shows doesn't depend on what it is asked now.
-            for port in ports:
-                port.r_address.value = random.randrange(len(port.cells))
-        await FallingEdge(dut.clk)
-        for port in ports:
-            port.check(cycle)
+    shown: list[int | None] = [None] * CONFIG.lanes
+    cycle = 0
+    while cycle < CYCLES:
+        for _ in range(random.randint(1, 40)):
+            address, position = (
+                random.randrange(CONFIG.item_depth),
+                random.randrange(CONFIG.positions),
+            )
+            for name, key, value, cells, bits in [
+                ("items", address, "item", items, item_bits),
+                ("places", position, "place", places, place_bits),
+            ]:
+                is_written = chance(0.7)
+                data = random.getrandbits(bits)
+                getattr(dut, f"{name}_w__en").value = is_written
+                getattr(dut, f"{name}_w__address").value = key
+                getattr(dut, f"{name}_w__{value}").value = data
+                if is_written:
+                    cells[key] = data
+            await RisingEdge(dut.clk)
+            cycle += 1
+        dut.items_w__en.value = dut.places_w__en.value = 0
+        shown = [None] * CONFIG.lanes
+        for _ in range(random.randint(1, 40)):
+            for lane, (en, address, _) in enumerate(ports):
+                where = random.choice(list(items)) if items else 0
+                enabled = chance(0.7)
+                en.value = enabled
+                address.value = where
+                if enabled:
+                    shown[lane] = items.get(where)
+            position = random.choice(list(places)) if places else 0
+            dut.places_r__address.value = position
+            await RisingEdge(dut.clk)
+            cycle += 1
+            for en, address, _ in ports:
+                # What a port shows doesn't depend on what it is asked now.
+                en.value = 0
+                address.value = random.randrange(CONFIG.item_depth)
+            await FallingEdge(dut.clk)
+            for lane, (_, _, item) in enumerate(ports):
+                if shown[lane] is not None:
+                    assert int(item.value) == shown[lane], f"lane {lane}, cycle {cycle}"
+            if position in places:
+                got = int(dut.places_r__place.value)
+                assert got == places[position], f"place {position}, cycle {cycle}"
 
 
-@cocotb.test(skip=not IS_LIST)
-async def list_is_a_queue(dut: Any) -> None:
-    shape = entry_of(CONFIG)
-    idle(dut, List(shape=shape, depth=DEPTH))
+@cocotb.test(skip=not IS_QUEUE)
+async def rows_are_a_queue(dut: Any) -> None:
+    shape = row_of(CONFIG)
+    idle(dut, RowQueue(shape=shape, depth=DEPTH))
     await start(dut)
     queue: deque[int] = deque()
     longest = 0

@@ -9,7 +9,7 @@ import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, generator, idle, pulse
 
-from ditto.hdl.difference_buffer import item_of
+from ditto.hdl.difference_buffer import item_of, place_of
 from ditto.hdl.encoder import Encoder
 from ditto.hdl.protocol import ESCAPE
 from ditto.sim.cocotb_bench import Source, start
@@ -18,69 +18,64 @@ from ditto.sim.testbench import pauses
 from ditto.sim.workload import DELTAS, random_deltas
 
 TILES: int = PARAMETERS["tiles"]
-LANES, DIGITS = CONFIG.lanes, CONFIG.digits
+DIGITS = CONFIG.digits
 
-Items = dict[tuple[int, int], tuple[int, int, int]]
-Counts = dict[int, list[int]]
+Items = dict[int, tuple[int, int, int]]
+Places = dict[int, tuple[int, int, int]]
 
 
 class Writes:
-    """The difference buffer's side: items by lane and address, counts by position."""
+    """The difference buffer's side: items by address, places by position."""
 
     def __init__(self, dut: Any) -> None:
         self.dut = dut
         self.items: Items = {}
-        self.counts: Counts = {}
-        self.layout = item_of(CONFIG)
-        self.ports = [
-            tuple(getattr(dut, f"items__{lane}__{name}") for name in ("en", "address", "item"))
-            for lane in range(LANES)
-        ]
+        self.places: Places = {}
+        self.item, self.place = item_of(CONFIG), place_of(CONFIG)
 
     async def watch(self) -> None:
         dut = self.dut
         while True:
             await FallingEdge(dut.clk)
             if int(dut.begin.value) or int(dut.rst.value):
-                self.items, self.counts = {}, {}
+                self.items, self.places = {}, {}
                 continue
-            for lane, (en, address, item) in enumerate(self.ports):
-                if int(en.value):
-                    key = lane, int(address.value)
-                    assert key not in self.items, f"item {key} written twice"
-                    value = self.layout.from_bits(int(item.value))
-                    self.items[key] = value.row, value.digit, value.shift
-            if int(dut.counts__en.value):
-                position = int(dut.counts__address.value)
-                assert position not in self.counts, f"counts {position} written twice"
-                raw, bits = int(dut.counts__counts.value), CONFIG.count_bits
-                self.counts[position] = [
-                    raw >> lane * bits & (1 << bits) - 1 for lane in range(LANES)
-                ]
+            if int(dut.items__en.value):
+                address = int(dut.items__address.value)
+                assert address not in self.items, f"item {address} written twice"
+                item = self.item.from_bits(int(dut.items__item.value))
+                self.items[address] = item.channel, item.digit, item.shift
+            if int(dut.places__en.value):
+                position = int(dut.places__address.value)
+                assert position not in self.places, f"place {position} written twice"
+                place = self.place.from_bits(int(dut.places__place.value))
+                self.places[position] = place.address, place.low, place.high
 
 
-def expected(deltas: np.ndarray, channels: int) -> tuple[Items, Counts]:
+def expected(deltas: np.ndarray, channels: int) -> tuple[Items, Places]:
     """Say what is written for deltas, the last of which may be in the middle of a position."""
-    slot = -(-channels // LANES) * DIGITS
+    slot = channels * DIGITS
     items: Items = {}
-    counts: Counts = {}
+    places: Places = {}
     for first in range(0, len(deltas), channels):
         position, digits = first // channels, split(deltas[first : first + channels], CONFIG)
-        if position >= CONFIG.positions or (position + 1) * slot > CONFIG.item_depth:
+        base = position * slot
+        if position >= CONFIG.positions or base + slot > CONFIG.item_depth:
             break
-        count = [0] * LANES
-        # A word is written when it is full, or when its position is.
-        whole = len(digits) if len(digits) == channels else len(digits) // LANES * LANES
-        for channel in range(whole):
-            lane = channel % LANES
+        low = high = 0
+        for channel in range(len(digits)):
             for shift, digit in enumerate(digits[channel].tolist()):
-                if digit:
-                    key = lane, position * slot + count[lane]
-                    items[key] = channel // LANES, digit, shift
-                    count[lane] += 1
+                if not digit:
+                    continue
+                if shift:
+                    items[base + slot - 1 - high] = channel, digit, shift
+                    high += 1
+                else:
+                    items[base + low] = channel, digit, shift
+                    low += 1
         if len(digits) == channels:
-            counts[position] = count
-    return items, counts
+            places[position] = base, low, high
+    return items, places
 
 
 def as_bytes(deltas: np.ndarray, waste: float = 0.0) -> list[list[int]]:
@@ -106,7 +101,7 @@ class Bench:
 
     async def begin(self, channels: int) -> None:
         self.dut.channels.value = channels
-        self.dut.channel_rows.value = -(-channels // LANES)
+        await RisingEdge(self.dut.clk)
         await pulse(self.dut, "begin")
 
     async def tile(self, deltas: np.ndarray, channels: int, cut: int | None = None) -> None:
@@ -132,23 +127,25 @@ class Bench:
         await FallingEdge(dut.clk)
         while int(dut.busy.value):
             await FallingEdge(dut.clk)
+        # The last item is written in the cycle after.
+        await FallingEdge(dut.clk)
         where = f"{channels} channels, deltas {deltas.tolist()}"
-        items, counts = expected(deltas, channels)
-        assert self.writes.counts == counts, where
+        items, places = expected(deltas, channels)
+        assert self.writes.places == places, where
         assert self.writes.items == items, where
         counted = tuple(int(getattr(dut, kind).value) for kind in ("zero", "narrow", "wide"))
         assert counted == classify(deltas, CONFIG), where
-        assert int(dut.positions.value) == len(counts), where
+        assert int(dut.positions.value) == len(places), where
         ended = not partial and len(deltas) % channels == 0
-        exact = ended and len(counts) == len(deltas) // channels
+        exact = ended and len(places) == len(deltas) // channels
         assert int(dut.exact.value) == exact, where
         await RisingEdge(dut.clk)
 
 
 def random_tile() -> tuple[np.ndarray, int]:
     """Make a tile, which may have up to two positions more than fit."""
-    channels = random.randint(1, LANES * CONFIG.channel_rows)
-    slot = -(-channels // LANES) * DIGITS
+    channels = random.randint(1, CONFIG.channels)
+    slot = channels * DIGITS
     capacity = min(CONFIG.positions, CONFIG.item_depth // slot)
     positions = random.randint(1, capacity + 2) if chance(0.3) else random.randint(1, 6)
     entry = {"positions": positions, "channels": channels}
@@ -160,9 +157,9 @@ async def every_delta(dut: Any) -> None:
     bench = Bench(dut, share=0.1)
     await bench.start()
     top = CONFIG.max_delta
-    for channels in {1, LANES * CONFIG.channel_rows, max(1, LANES * CONFIG.channel_rows - 1)}:
+    for channels in {1, CONFIG.channels, max(1, CONFIG.channels - 1)}:
         deltas = generator().permutation(np.arange(-top, top + 1))
-        slot = -(-channels // LANES) * DIGITS
+        slot = channels * DIGITS
         step = channels * min(CONFIG.positions, CONFIG.item_depth // slot)
         for first in range(0, len(deltas) - channels + 1, step):
             part = deltas[first : first + step]

@@ -3,6 +3,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import cocotb
@@ -11,7 +12,7 @@ from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, idle, pulse, vector
 
 from ditto.hdl.engine import Engine, task_of
-from ditto.hdl.protocol import Counters, LayerEntry, Mode, Status
+from ditto.hdl.protocol import COUNTERS, Counters, LayerEntry, Mode, Status
 from ditto.hdl.protocol import pack as pack_struct
 from ditto.host.device import pack_deltas
 from ditto.sim.cocotb_bench import Sink, Source, start
@@ -42,7 +43,8 @@ class Bench:
         await start(self.dut, "tasks", "deltas", "results")
         cocotb.start_soon(self._count_waits())
         # Memories keep what the last test left.
-        self.write_accumulators(0, np.zeros((CONFIG.accumulator_rows, COLUMNS), int))
+        for cluster in range(CONFIG.clusters):
+            self.write_accumulators(cluster, 0, np.zeros((CONFIG.accumulator_rows, COLUMNS), int))
         await self.flush()
         if cocotb.SIM_NAME.startswith("Icarus"):
             # What a lane has never read is unknown there, even times zero.
@@ -64,24 +66,25 @@ class Bench:
             data = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
             self.writes.append(dict(layer_en=1, layer_address=number, layer_data=data))
 
-    def write_weights(self, bank: int, row: int, words: np.ndarray) -> None:
-        self.golden.write_weights(bank, row, words)
+    def write_weights(self, cluster: int, row: int, words: np.ndarray) -> None:
+        self.golden.write_weights(cluster, row, words)
         for number, word in enumerate(words.tolist(), row):
             self.writes.append(
                 dict(
                     weight_en=1,
-                    weight_bank=bank,
+                    cluster=cluster,
                     weight_address=number,
                     weight_data=vector(word, WEIGHT),
                 )
             )
 
-    def write_accumulators(self, row: int, words: np.ndarray) -> None:
-        self.golden.write_accumulators(row, words)
+    def write_accumulators(self, cluster: int, row: int, words: np.ndarray) -> None:
+        self.golden.write_accumulators(cluster, row, words)
         for number, word in enumerate(words.tolist(), row):
             self.writes.append(
                 dict(
                     accumulator_en=1,
+                    cluster=cluster,
                     accumulator_address=number,
                     accumulator_data=vector(word, ACCUMULATOR),
                 )
@@ -125,14 +128,16 @@ class Bench:
         await self.send(pack_deltas(deltas))
 
     async def read(self, row: int, count: int) -> np.ndarray:
+        """Read words of every cluster."""
         dut = self.dut
         words = []
-        for address in range(row, row + count):
+        for cluster, address in product(range(CONFIG.clusters), range(row, row + count)):
             dut.read_en.value = 1
             dut.read_address.value = address
+            dut.cluster.value = cluster
             await RisingEdge(dut.clk)
             dut.read_en.value = 0
-            for _ in range(random.choice([0, 0, 2])):
+            for _ in range(random.choice([1, 1, 3])):
                 # What was read stays.
                 dut.read_address.value = random.randrange(CONFIG.accumulator_rows)
                 await RisingEdge(dut.clk)
@@ -140,11 +145,13 @@ class Bench:
             raw, mask = int(dut.read_data.value), (1 << ACCUMULATOR) - 1
             words.append([raw >> n * ACCUMULATOR & mask for n in range(COLUMNS)])
             await RisingEdge(dut.clk)
-        return wrap(np.array(words), ACCUMULATOR)
+        return wrap(np.array(words), ACCUMULATOR).reshape(CONFIG.clusters, count, COLUMNS)
 
     async def counters(self) -> Counters:
         await FallingEdge(self.dut.clk)
-        result = Counters.unpack(int(self.dut.counters.value).to_bytes(32, "little"))
+        result = Counters.unpack(
+            int(self.dut.counters.value).to_bytes(COUNTERS.size // 8, "little")
+        )
         await RisingEdge(self.dut.clk)
         return result
 
@@ -160,8 +167,11 @@ class Bench:
 
     async def compare(self, work: Workload, where: str) -> None:
         first, count = work.entry["bias_base"], work.rows + work.entry["tiles"]
-        wanted = self.golden.read_accumulators(first, count)
-        np.testing.assert_array_equal(await self.read(first, count), wanted, where)
+        wanted, got = self.golden.read_accumulators(first, count), await self.read(first, count)
+        for cluster, words in enumerate(work.filled):
+            # Other words may hold what a run has left that was stopped.
+            end = work.entry["tiles"] + words
+            np.testing.assert_array_equal(got[cluster, :end], wanted[cluster, :end], where)
 
 
 def random_layer(rows: int = 25) -> Workload:
@@ -264,15 +274,17 @@ async def refused_without_state(bench: Bench, work: Workload) -> None:
 
 async def refused_layers(bench: Bench, work: Workload) -> None:
     sizes = (
-        "positions channels channel_rows out_height out_width kernel_height kernel_width tiles"
+        "positions channels out_height out_width kernel_height kernel_width tiles split"
     ).split()
     taps = CONFIG.list_depth + 1
     kernels = [(h, w) for h in range(1, 16) for w in range(1, 16) if h * w >= taps]
     kernel = random.choice(kernels)
     wrong = [
         *({name: 0} for name in sizes),
-        {"channel_rows": CONFIG.channel_rows + 1},
-        {"channel_rows": 1 << 15},
+        {"channels": CONFIG.channels + 1},
+        {"channels": 1 << 15},
+        {"split": CONFIG.clusters + 1, "skew": 0},
+        {"skew": work.entry["split"]},
         {"kernel_height": kernel[0], "kernel_width": kernel[1]},
     ]
     for change in wrong:
@@ -285,6 +297,7 @@ async def refused_rows(bench: Bench, work: Workload) -> None:
     """Stop a run that would fill more than the accumulator buffer; then run, exactly."""
     limit = CONFIG.accumulator_rows
     tiles = limit // (work.rows // work.entry["tiles"]) + 1
+    limit *= work.entry["split"]
     changes = [
         # Beyond the image, where there is nothing to do, and in the middle of the work.
         {"out_height": 1, "out_width": limit + 1, "tiles": 1},

@@ -7,32 +7,34 @@ from typing import Any
 import pytest
 from amaranth.lib import wiring
 
-from ditto.hdl.array import Array, Column
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import DifferenceBuffer
 from ditto.hdl.encoder import Encoder
 from ditto.hdl.engine import Engine
-from ditto.hdl.sequencer import List, Sequencer, entry_of
+from ditto.hdl.lanes import RowQueue
+from ditto.hdl.sequencer import Sequencer, row_of
 from ditto.hdl.top import Top
 from ditto.sim.cocotb_runner import run_cocotb
 
-CONFIGS: dict[str, dict[str, int]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     # Nothing is a power of two.
     "odd": dict(
-        lanes=3,
+        clusters=3,
+        lanes=2,
         columns=5,
         accumulator_bits=19,
-        weight_rows=150,
+        weight_rows=330,
         accumulator_rows=70,
-        item_depth=100,
+        item_depth=300,
         positions=25,
-        channel_rows=3,
+        channels=9,
         list_depth=11,
         layers=5,
         frame_bytes=128,
     ),
     # As little as possible of everything: some fields have no bits at all.
     "one": dict(
+        clusters=1,
         lanes=1,
         columns=1,
         digit_bits=9,
@@ -40,13 +42,14 @@ CONFIGS: dict[str, dict[str, int]] = {
         accumulator_rows=30,
         item_depth=20,
         positions=20,
-        channel_rows=1,
+        channels=1,
         list_depth=2,
         layers=2,
         frame_bytes=64,
     ),
     # Many narrow digits, and bigger kernels.
     "digits": dict(
+        clusters=2,
         lanes=2,
         columns=3,
         digit_bits=2,
@@ -55,9 +58,10 @@ CONFIGS: dict[str, dict[str, int]] = {
         accumulator_bits=13,
         weight_rows=200,
         accumulator_rows=64,
-        item_depth=200,
+        item_depth=400,
         positions=30,
-        channel_rows=2,
+        channels=6,
+        multiplier="lut",
         list_depth=30,
         layers=3,
         frame_bytes=128,
@@ -67,7 +71,7 @@ CONFIGS: dict[str, dict[str, int]] = {
 # What random commands need and do: they use the first few words of each memory.
 CORE: dict[str, dict[str, int]] = {
     "odd": dict(weight_rows=40, accumulator_rows=15, layers=3),
-    "one": dict(channel_rows=4, item_depth=40),
+    "one": dict(channels=4, item_depth=40),
 }
 
 
@@ -77,14 +81,10 @@ def make(top: str, config: Config, parameters: dict[str, Any]) -> wiring.Compone
             return Encoder(config)
         case "buffer":
             return DifferenceBuffer(config)
-        case "list":
-            return List(shape=entry_of(config), depth=parameters["depth"])
+        case "rows":
+            return RowQueue(shape=row_of(config), depth=parameters["depth"])
         case "sequencer":
             return Sequencer(config)
-        case "array":
-            return Array(config)
-        case "column":
-            return Column(config)
         case "engine":
             return Engine(config)
         case _:
@@ -114,23 +114,13 @@ def test_difference_buffer(config: str) -> None:
 
 
 @pytest.mark.parametrize("config, depth", [("odd", 5), ("one", 1)])
-def test_list(config: str, depth: int) -> None:
-    assert run("buffers", "list", config, cycles=5000, depth=depth) == 1
+def test_queue_of_rows(config: str, depth: int) -> None:
+    assert run("buffers", "rows", config, cycles=5000, depth=depth) == 1
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_sequencer(config: str) -> None:
     assert run("sequencer", "sequencer", config, runs=15) == 5
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-def test_array(config: str) -> None:
-    assert run("array", "array", config, runs=15) == 6
-
-
-@pytest.mark.parametrize("config, lanes", [("odd", 1), ("one", 1), ("digits", 3)])
-def test_column(config: str, lanes: int) -> None:
-    assert run("array", "column", config, changes={"lanes": lanes}) == 1
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -148,14 +138,12 @@ def test_core(config: str) -> None:
     [
         ("encoder", "encoder", {"tiles": 5}),
         ("buffers", "buffer", {"cycles": 300}),
-        ("buffers", "list", {"cycles": 300, "depth": 3}),
+        ("buffers", "rows", {"cycles": 300, "depth": 3}),
         ("sequencer", "sequencer", {"runs": 2}),
-        ("array", "array", {"runs": 3}),
-        ("array", "column", {}),
         ("engine", "engine", {"runs": 1, "resets": 3}),
         ("core", "core", {"commands": 30, "resets": 2}),
     ],
 )
 def test_on_icarus(bench: str, top: str, parameters: dict[str, Any]) -> None:
-    changes = CORE["odd"] if top == "core" else {"lanes": 1} if top == "column" else {}
+    changes = CORE["odd"] if top == "core" else {}
     run(bench, top, "odd", simulator="icarus", changes=changes, **parameters)

@@ -182,7 +182,9 @@ def test_bad_cable(seed: int) -> None:
 def test_a_whole_model_over_the_link(denoiser_proto: onnx.ModelProto) -> None:
     model = Model(denoiser_proto)
     shapes = model.shapes()
-    config = suggest(model.layers, shapes, Config(clusters=2, columns=3, frame_bytes=64, positions=20))
+    config = suggest(
+        model.layers, shapes, Config(clusters=2, columns=3, frame_bytes=64, positions=20)
+    )
     program = Program(model.layers, shapes, config)
     device = Executor(model, program, device_of(GoldenBoard(config)), check=True)
     golden = Executor(model.clone(), program, Golden(config))
@@ -212,7 +214,9 @@ def test_no_answer() -> None:
 
 
 def test_another_configuration_is_refused() -> None:
-    with pytest.raises(DeviceError, match="configuration: clusters = 3 instead of 4, columns = 5 ins"):
+    with pytest.raises(
+        DeviceError, match="configuration: clusters = 3 instead of 4, columns = 5 ins"
+    ):
         device_of(GoldenBoard(CONFIG), expect=replace(CONFIG, clusters=4, columns=6))
     device_of(GoldenBoard(CONFIG), expect=CONFIG)
 
