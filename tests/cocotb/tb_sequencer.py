@@ -3,61 +3,74 @@
 
 import random
 from collections import deque
-from itertools import chain
 from typing import Any, NamedTuple
 
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
-from gateware import CONFIG, PARAMETERS, chance, generator, idle, pulse, vector
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, generator, idle, pack, pulse
 
+from ditto.hdl.difference_buffer import place_of
 from ditto.hdl.protocol import LayerEntry
 from ditto.hdl.protocol import pack as pack_struct
-from ditto.hdl.sequencer import Sequencer, entry_of, row_of
+from ditto.hdl.sequencer import Sequencer, entry_of, geometry_of, row_of, slot_range
 from ditto.sim.cocotb_bench import start
-from ditto.sim.golden import taps
+from ditto.sim.golden import shares, taps
 from ditto.sim.workload import random_workload
 
 RUNS: int = PARAMETERS["runs"]
-LANES = CONFIG.lanes
-LATENCY = 2
-"""Cycles from the walk over a tap until its entries and its row are pushed."""
+SLOTS = len(slot_range(CONFIG))
+LATENCY = 4
+"""Cycles from the walk over a row's last tap until the row is pushed."""
+
+Entry = tuple[int, int, int]
 
 
 class Row(NamedTuple):
-    """What is pushed for a row: entries (address, count, weight row) by lane, and its ends."""
+    """What is pushed for a row: its entries (address, count, weight row), and its items."""
 
-    entries: list[list[tuple[int, int, int]]]
-    last_of_tile: bool
-    last_of_run: bool
+    low: list[Entry]
+    high: list[Entry]
+    low_items: int
+    high_items: int
+    first_of_tile: bool
+    gap: int
 
 
-def expected(entry: dict[str, int], counts: np.ndarray) -> list[Row]:
+def expected(entry: dict[str, int], share: int, places: np.ndarray) -> list[Row]:
+    """List the rows of a share; ``places`` has low and high counts of every position."""
     rows = []
-    positions = taps(entry).tolist()
-    slot = entry["channel_rows"] * CONFIG.digits
+    positions = taps(entry)
+    own = shares(entry, CONFIG.clusters)[share]
+    slot = entry["channels"] * CONFIG.digits
+    gap = 0
     for tile in range(entry["tiles"]):
-        for number, row in enumerate(positions):
-            base = entry["weight_base"] + tile * len(row) * entry["channel_rows"]
-            lists = [
-                [
-                    (position * slot, int(counts[position, lane]), base + n * entry["channel_rows"])
-                    for n, position in enumerate(row)
-                    if position >= 0 and counts[position, lane]
-                ]
-                for lane in range(LANES)
-            ]
-            last = number == len(positions) - 1
-            rows.append(Row(lists, last, last and tile == entry["tiles"] - 1))
+        for number, output in enumerate(own.positions.tolist()):
+            gap += int(own.gaps[number])
+            window = positions[output].tolist()
+            base = entry["weight_base"] + tile * len(window) * entry["channels"]
+            low, high = [], []
+            for tap, position in enumerate(window):
+                if position < 0:
+                    continue
+                row, (low_count, high_count) = base + tap * entry["channels"], places[position]
+                if low_count:
+                    low.append((position * slot, int(low_count), row))
+                if high_count:
+                    high.append((position * slot + slot - 1, int(high_count), row))
+            sums = (sum(e[1] for e in low), sum(e[1] for e in high))
+            rows.append(Row(low, high, *sums, number == 0, gap))
+            gap = 0
+        gap += own.rest
     return rows
 
 
-def random_counts(entry: dict[str, int]) -> np.ndarray:
+def random_places(entry: dict[str, int]) -> np.ndarray:
     rng = generator()
-    counts = rng.integers(
-        0, 1 << CONFIG.count_bits, (entry["in_height"] * entry["in_width"], LANES)
-    )
-    return counts * (rng.random(counts.shape) < random.choice([0.1, 0.6, 1.0]))
+    shape = (entry["in_height"] * entry["in_width"], 2)
+    most = np.array([entry["channels"], entry["channels"] * (CONFIG.digits - 1)])
+    counts = rng.integers(0, most + 1, shape)
+    return counts * (rng.random(shape) < random.choice([0.1, 0.6, 1.0]))
 
 
 def wild_entry() -> dict[str, int]:
@@ -65,23 +78,24 @@ def wild_entry() -> dict[str, int]:
     while True:
         height, width = random.randint(1, 8), random.randint(1, 8)
         kernel = random.randint(1, 15), random.randint(1, 15)
-        channel_rows, tiles = random.randint(1, CONFIG.channel_rows), random.randint(1, 3)
-        room = CONFIG.weight_rows - tiles * kernel[0] * kernel[1] * channel_rows
+        channels, tiles = random.randint(1, CONFIG.channels), random.randint(1, 3)
+        out = random.randint(1, 5), random.randint(1, 5)
+        room = CONFIG.weight_rows - tiles * kernel[0] * kernel[1] * channels
         if (
-            height * width
-            <= min(CONFIG.positions, CONFIG.item_depth // channel_rows // CONFIG.digits)
+            height * width <= min(CONFIG.positions, CONFIG.item_depth // channels // CONFIG.digits)
             and kernel[0] * kernel[1] <= CONFIG.list_depth
             and room >= 0
+            and tiles * out[0] * out[1] <= CONFIG.accumulator_rows
         ):
             break
+    split = random.randint(1, CONFIG.clusters)
     return {
         "in_height": height,
         "in_width": width,
         "positions": height * width,
-        "channels": channel_rows * LANES,
-        "channel_rows": channel_rows,
-        "out_height": random.randint(1, 5),
-        "out_width": random.randint(1, 5),
+        "channels": channels,
+        "out_height": out[0],
+        "out_width": out[1],
         "kernel_height": kernel[0],
         "kernel_width": kernel[1],
         "stride_y": random.choice([1, 2, 15]),
@@ -94,39 +108,53 @@ def wild_entry() -> dict[str, int]:
         "weight_base": random.randint(0, room),
         "accumulator_base": 0,
         "bias_base": 0,
+        "split": split,
+        "skew": random.randrange(split),
     }
+
+
+def lengths(row: Row) -> list[int]:
+    """Say how many low items each lane takes."""
+    if CONFIG.lanes == 1:
+        return [row.low_items]
+    helped = max(0, row.low_items - row.high_items) // 2
+    return [row.low_items - helped, helped]
 
 
 class Bench:
     def __init__(self, dut: Any) -> None:
         self.dut = dut
         self.entry_layout, self.row_layout = entry_of(CONFIG), row_of(CONFIG)
-        self.entries = [getattr(dut, f"entries__{lane}") for lane in range(LANES)]
         idle(dut, Sequencer(CONFIG))
 
-    async def run(self, entry: dict[str, int], *, longest: int, stop_at: int | None = None) -> int:
-        """Run an entry, up to the cycle ``stop_at``; return the cycles that it took.
+    async def run(self, entry: dict[str, int], *, longest: int, stop_at: int | None = None) -> None:
+        """Run an entry, up to the cycle ``stop_at``.
 
         The rows are freed ``2..longest`` cycles after they are pushed.
         """
         dut = self.dut
-        counts = random_counts(entry)
-        words = [vector(row, CONFIG.count_bits) for row in counts.tolist()]
-        wanted = expected(entry, counts)
+        share = random.randrange(entry["split"])
+        places = random_places(entry)
+        wanted = expected(entry, share, places)
         tap_count = entry["kernel_height"] * entry["kernel_width"]
         ahead = CONFIG.list_depth // tap_count
+        slot = entry["channels"] * CONFIG.digits
         dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
+        dut.geometry.value = pack(
+            geometry_of(CONFIG),
+            taps=tap_count,
+            slot_last=slot - 1,
+            split_x=entry["split"] * entry["stride_x"],
+            skew_x=entry["skew"] * entry["stride_x"],
+        )
+        dut.share.value = share
         await pulse(dut, "start")
 
         pending: deque[int] = deque()  # when each row that was pushed will be freed
         freed: list[int] = []
-        walked = 0
-        lists: list[list[tuple[int, int, int]]] = [[] for _ in range(LANES)]
-        held = 0
-        number = 0
-        cycle = 0
-        quiet = 0
-        dut.counts__counts.value = random.getrandbits(CONFIG.count_bits * LANES)
+        walked = held = number = cycle = quiet = 0
+        lists: dict[str, dict[int, Entry]] = {"low": {}, "high": {}}
+        bound = 400 + 40 * len(wanted) * (tap_count + longest)
         while quiet < 10:
             cycle += 1
             free = bool(pending) and pending[0] <= cycle
@@ -134,38 +162,45 @@ class Bench:
             is_stopped = cycle == stop_at
             dut.stop.value = is_stopped
             await FallingEdge(dut.clk)
-            where = f"{entry}, cycle {cycle}, row {number}"
-            push = int(dut.push.value)
-            for lane, port in enumerate(self.entries):
-                if push >> lane & 1:
-                    item = self.entry_layout.from_bits(int(port.value))
-                    lists[lane].append((item.address, item.count, item.row))
+            where = f"{entry}, share {share}, cycle {cycle}, row {number}"
             if int(dut.push_row.value):
                 assert number < len(wanted), f"{where}: a row too many"
                 row = self.row_layout.from_bits(int(dut.row.value))
                 want = wanted[number]
-                assert lists == want.entries, where
-                assert [row.entries[lane] for lane in range(LANES)] == list(map(len, lists)), where
-                ends = bool(row.last_of_tile), bool(row.last_of_run)
-                assert ends == (want.last_of_tile, want.last_of_run), where
+                for name, first in (("low", row.low_first), ("high", row.high_first)):
+                    entries = getattr(want, name)
+                    slots = [(first + i) % SLOTS for i in range(len(entries))]
+                    assert [lists[name].get(s) for s in slots] == entries, f"{where}, {name}"
+                if want.low:
+                    assert row.low_last == (row.low_first + len(want.low) - 1) % SLOTS, where
+                got = [row.low[lane] for lane in range(CONFIG.lanes)]
+                assert (got, row.high) == (lengths(want), want.high_items), where
+                assert row.first_of_tile == want.first_of_tile, where
                 # The walk waits for room and for nothing else.
                 room = freed[number - ahead] if number >= ahead else 0
-                walked = max(walked, room) + tap_count
+                walked = max(walked + want.gap, room) + tap_count
                 assert cycle == walked + LATENCY, f"{where}: pushed, but wanted at {walked}"
                 held += tap_count
                 assert held <= CONFIG.list_depth, where
                 pending.append(
                     max(cycle + random.randint(2, longest), pending[-1] + 1 if pending else 0)
                 )
-                lists = [[] for _ in range(LANES)]
                 number += 1
-            address = int(dut.counts__address.value)
+            for name in ("low", "high"):
+                if int(getattr(dut, f"push_{name}").value):
+                    item = self.entry_layout.from_bits(int(getattr(dut, name).value))
+                    at = int(getattr(dut, f"{name}_slot").value)
+                    lists[name][at] = item.address, item.count, item.row
+            assert not int(dut.overrun.value), where
+            if int(dut.ended.value):
+                assert number == len(wanted) and int(dut.steady.value), where
+            address = int(dut.places__address.value)
             await RisingEdge(dut.clk)
-            dut.counts__counts.value = (
-                words[address]
-                if address < len(words)
-                else random.getrandbits(CONFIG.count_bits * LANES)
-            )
+            place = random.getrandbits(place_of(CONFIG).size)
+            if address < len(places):
+                low, high = places[address].tolist()
+                place = pack(place_of(CONFIG), address=address * slot, low=low, high=high)
+            dut.places__place.value = place
             if free:
                 pending.popleft()
                 freed.append(cycle)
@@ -173,17 +208,22 @@ class Bench:
             if is_stopped:
                 break
             quiet = 0 if number < len(wanted) or pending else quiet + 1
-            assert cycle < 20_000, where
+            assert cycle < bound, where
         dut.free_row.value = 0
         dut.stop.value = 0
         if stop_at is not None:
             for _ in range(random.randint(0, 10)):
                 await FallingEdge(dut.clk)
-                assert not int(dut.push.value) and not int(dut.push_row.value), "after stop"
+                pushes = dut.push_low, dut.push_high, dut.push_row
+                assert not any(int(push.value) for push in pushes), "after stop"
                 await RisingEdge(dut.clk)
         else:
-            assert not any(chain.from_iterable(lists))
-        return cycle
+            # The walk may still be on its way over empty output rows.
+            for _ in range(entry["tiles"] * entry["out_height"] + 10):
+                await RisingEdge(dut.clk)
+            await FallingEdge(dut.clk)
+            assert int(dut.ended.value)
+            await RisingEdge(dut.clk)
 
 
 def random_entry() -> dict[str, int]:
@@ -192,7 +232,7 @@ def random_entry() -> dict[str, int]:
     return random_workload(generator(), CONFIG, rows=60).entry
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 @cocotb.parametrize(longest=[2, 5, 60])
 async def rows_are_the_taps(dut: Any, longest: int) -> None:
     bench = Bench(dut)
@@ -201,7 +241,7 @@ async def rows_are_the_taps(dut: Any, longest: int) -> None:
         await bench.run(random_entry(), longest=longest)
 
 
-@cocotb.test()
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 @cocotb.parametrize(signal=["stop", "rst"])
 async def a_run_ends_anywhere(dut: Any, signal: str) -> None:
     bench = Bench(dut)
@@ -213,3 +253,28 @@ async def a_run_ends_anywhere(dut: Any, signal: str) -> None:
         await bench.run(random_entry(), longest=12, stop_at=random.randint(1, 60))
         if chance(0.3):
             await bench.run(random_entry(), longest=12)
+
+
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
+async def an_entry_with_more_rows_than_words_overruns(dut: Any) -> None:
+    bench = Bench(dut)
+    await start(dut)
+    entry = wild_entry() | {"tiles": 60_000, "weight_base": 0}
+    dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
+    taps_ = entry["kernel_height"] * entry["kernel_width"]
+    dut.geometry.value = pack(geometry_of(CONFIG), taps=taps_, split_x=1, skew_x=0)
+    await pulse(dut, "start")
+    rows = 0
+    while True:
+        await FallingEdge(dut.clk)
+        pushed = int(dut.push_row.value)
+        rows += pushed
+        assert rows <= CONFIG.accumulator_rows
+        if int(dut.overrun.value):
+            break
+        await RisingEdge(dut.clk)
+        dut.free_row.value = pushed
+    await RisingEdge(dut.clk)
+    dut.free_row.value = 0
+    await pulse(dut, "stop")
+    await bench.run(random_entry(), longest=5)
