@@ -439,6 +439,11 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     print(
         "cycles are those of a step; used: multipliers at work on nonzero digits, for real channels"
     )
+    lost = {name: f"{100 * share:.1f} %" for name, share in facts["total"]["idleness"].items()}
+    print(
+        f"not used: {lost['columns']} columns without a channel, {lost['row']} lanes at a row's "
+        f"end, {lost['item']} gaps, {lost['cluster']} clusters that are done"
+    )
     count, seconds = facts["samples"] * len(facts["steps"]), facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
     print(f" ({seconds / count:.3f} s per step)")

@@ -42,6 +42,21 @@ class Total:
         """Share of multiplier cycles that multiply a nonzero digit for a real output channel."""
         return self.products / max(config.multipliers * self.counters.cycles, 1)
 
+    def idleness(self, config: Config) -> dict[str, float]:
+        """Share of multiplier cycles that are lost, by cause.
+
+        ``columns``: without an output channel; ``row``: a lane waits for the other one at the end
+        of a row; ``item``: no row at work; ``cluster``: done, and others are not.
+        """
+        counters = self.counters
+        lane_cycles = max(config.clusters * config.lanes * counters.cycles, 1)
+        return {
+            "columns": counters.items / lane_cycles - self.utilization(config),
+            "row": counters.stall_row / lane_cycles,
+            "item": counters.stall_item / lane_cycles,
+            "cluster": counters.stall_cluster / lane_cycles,
+        }
+
 
 def shares(counters: Counters) -> tuple[float, float, float]:
     """Return the shares of zero, narrow and wide deltas."""
@@ -123,4 +138,5 @@ def _numbers(total: Total, steps: int, config: Config) -> dict[str, Any]:
         "narrow": narrow,
         "wide": wide,
         "utilization": total.utilization(config),
+        "idleness": total.idleness(config),
     }
