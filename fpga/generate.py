@@ -12,13 +12,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from amaranth.back import verilog as amaranth_verilog
-
-from dataclasses import asdict
 
 from ditto.hdl import protocol
 from ditto.hdl.config import Config

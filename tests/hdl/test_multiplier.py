@@ -2,8 +2,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module, signed
-from amaranth.lib import wiring
+from amaranth.hdl import Module, Signal, signed
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In
 
 from ditto.hdl.config import Config, Multiplier
@@ -19,6 +19,9 @@ def config_of(digit_bits: int, weight_bits: int, kind: Multiplier, columns: int)
 
 class Stored(wiring.Component):
     """Multipliers behind the way into a weight bank."""
+
+    word: data.View
+    digit: Signal
 
     def __init__(self, config: Config) -> None:
         self.config = config

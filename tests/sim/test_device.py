@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "weight_rows": 320,
     "accumulator_rows": 512,
     "item_depth": 768,
@@ -30,7 +31,7 @@ SMALL = {
 
 def configurations() -> list[Config]:
     """Corners of the space of configurations, and a seeded sample of what lies between."""
-    corners = [
+    corners: list[dict[str, Any]] = [
         dict(clusters=1, lanes=1, columns=1, digit_bits=2, activation_bits=2, weight_bits=2),
         dict(clusters=1, lanes=1, columns=1, digit_bits=9, activation_bits=8, weight_bits=8),
         dict(clusters=16, lanes=2, columns=1, digit_bits=2, multiplier=Multiplier.LUT),
@@ -100,7 +101,7 @@ def test_values_and_counters_are_those_of_the_golden_model(config: Config) -> No
 
 
 FUZZED = Config(
-    **(SMALL | {"layers": 3, "weight_rows": 20, "accumulator_rows": 9, "frame_bytes": 128}),
+    **(SMALL | dict[str, Any](layers=3, weight_rows=20, accumulator_rows=9, frame_bytes=128)),
     clusters=3,
     columns=2,
     accumulator_bits=20,
