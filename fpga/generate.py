@@ -17,13 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from amaranth.back import rtlil as amaranth_rtlil
 from amaranth.back import verilog as amaranth_verilog
 
 from ditto.hdl import protocol
 from ditto.hdl.config import Config
 from ditto.hdl.top import Top
 
-__all__ = ["GenerateError", "manifest", "verilog", "write"]
+__all__ = ["GenerateError", "manifest", "rtlil", "verilog", "write"]
 
 _NAME = "ditto"
 
@@ -58,6 +59,27 @@ def verilog(config: Config) -> str:
             Top(config), name=_NAME, emit_src=False, strip_internal_attrs=True
         )
     return _compact(text)
+
+
+def rtlil(config: Config) -> str:
+    """Return the RTLIL of a device, for Yosys: like the Verilog, and what that cannot say.
+
+    No memory of the engine is ever read where it is written in the same cycle. Knowing that, Yosys
+    maps the two read ports of a weight bank to one dual-port memory, and spends no logic on what
+    such a read would give.
+    """
+    text = amaranth_rtlil.convert(Top(config), name=_NAME, emit_src=False)
+    modules = re.split(r"^(?=module )", text, flags=re.MULTILINE)
+    for index, module in enumerate(modules):
+        if module.startswith(f"module \\{_NAME}.engine"):
+            modules[index] = _CLOCKED_READ.sub(r"\g<1>1'1\g<2>", module)
+    return "".join(modules)
+
+
+_CLOCKED_READ = re.compile(
+    r"(cell \$memrd_v2 (?:(?!\n  end).)*?COLLISION_X_MASK )1'0((?:(?!\n  end).)*?CLK_ENABLE 1\n)",
+    re.DOTALL,
+)
 
 
 def manifest(config: Config, text: str) -> dict[str, Any]:
@@ -137,7 +159,7 @@ def _spaces(config: Config) -> list[dict[str, Any]]:
 
 
 def write(config: Config, output: Path) -> tuple[Path, Path]:
-    """Write a device's Verilog and, beside it, its manifest.
+    """Write a device's Verilog, or RTLIL if the name ends so, and its manifest beside it.
 
     Each file is whole or as it was before. The manifest is written last and holds the hash of the
     Verilog, so a pair that does not belong together can be told.
@@ -147,7 +169,7 @@ def write(config: Config, output: Path) -> tuple[Path, Path]:
     config
         The device.
     output
-        Path of the Verilog; the manifest has the same name but ``.json``. Missing folders are made.
+        Path of the Verilog, or of the RTLIL (``*.il``); the manifest has the same name but ``.json``. Missing folders are made.
 
     Returns
     -------
@@ -169,7 +191,7 @@ def write(config: Config, output: Path) -> tuple[Path, Path]:
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
         tempfile.TemporaryFile(dir=output.parent).close()
-        text = verilog(config)
+        text = rtlil(config) if output.suffix == ".il" else verilog(config)
         content = json.dumps(manifest(config, text), indent=2) + "\n"
         _replace(output, text)
         _replace(described, content)

@@ -175,3 +175,16 @@ def test_the_manifest_does_not_replace_the_verilog(tmp_path: Path) -> None:
 def test_memories_of_zeros_are_loops(text: str) -> None:
     assert re.search(r"for \(\\\$row = 0; \\\$row < 60; \\\$row = \\\$row \+ 1\)", text)
     assert not re.search(r"\[59\] = 64'h0+;", text)
+
+
+def test_rtlil_says_that_the_engine_never_reads_what_it_writes(tmp_path: Path) -> None:
+    text = generate.rtlil(SMALL)
+    reads = re.findall(
+        r"cell \$memrd_v2 .*?COLLISION_X_MASK (\S+).*?CLK_ENABLE (\d)", text, re.DOTALL
+    )
+    # Weights, items, accumulators and places of each cluster, two ports for two lanes; the layers.
+    assert sum(mask == "1'1" for mask, _ in reads) == SMALL.clusters * 6 + 1
+    assert all(clocked == "1" for mask, clocked in reads if mask == "1'1")
+    source, described = generate.write(SMALL, tmp_path / "d.il")
+    assert source.read_text() == text
+    assert json.loads(described.read_text())["parameters"] == asdict(SMALL)
