@@ -169,7 +169,8 @@ def write(config: Config, output: Path) -> tuple[Path, Path]:
     config
         The device.
     output
-        Path of the Verilog, or of the RTLIL (``*.il``); the manifest has the same name but ``.json``. Missing folders are made.
+        Path of the Verilog, or of the RTLIL (``*.il``); the manifest has the same name but
+        ``.json``. Missing folders are made.
 
     Returns
     -------

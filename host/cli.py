@@ -167,11 +167,17 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="write the Verilog of a device",
         description="Write the Verilog of a device for any board, and a JSON manifest beside it: "
-        "parameters, ports, memory map, versions, hash.",
+        "parameters, ports, memory map, versions, hash. A file *.il is written as RTLIL, which Yosys "
+        "maps to fewer memories.",
     )
     parser.set_defaults(run=_generate)
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="Verilog file to write"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write, *.v or *.il",
     )
     _add_config(parser)
 

@@ -1,7 +1,7 @@
 """The golden model: what a device computes and counts, bit for bit, in NumPy.
 
 This is the specification of the gateware. :class:`Golden` has the memories and the commands of a
-device and the same methods as the driver's :class:`ditto.host.driver.Device`.
+device and the same methods as the driver's :class:`ditto.host.device.Device`.
 """
 
 from collections.abc import Sequence
