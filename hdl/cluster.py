@@ -135,6 +135,7 @@ class Cluster(wiring.Component):
         connect(m, flipped(self.items), buffer.items_w)
         connect(m, flipped(self.places), buffer.places_w)
         connect(m, sequencer.places, buffer.places_r)
+        connect(m, sequencer.work, lanes.work)
         for lane in range(config.lanes):
             connect(m, lanes.items[lane], buffer.items_r[lane])
             m.d.comb += array.items[lane].eq(buffer.items_r[lane].item)
@@ -156,14 +157,6 @@ class Cluster(wiring.Component):
             sequencer.start.eq(self.start),
             sequencer.stop.eq(self.stop),
             sequencer.free_row.eq(lanes.free_row),
-            lanes.low.eq(sequencer.low),
-            lanes.high.eq(sequencer.high),
-            lanes.push_low.eq(sequencer.push_low),
-            lanes.push_high.eq(sequencer.push_high),
-            lanes.low_slot.eq(sequencer.low_slot),
-            lanes.high_slot.eq(sequencer.high_slot),
-            lanes.row.eq(sequencer.row),
-            lanes.push_row.eq(sequencer.push_row),
             lanes.run.eq(running),
             lanes.clear.eq(self.stop),
             array.issue.eq(lanes.issue),
@@ -180,7 +173,7 @@ class Cluster(wiring.Component):
 
         # Rows that were pushed and not written yet.
         pending = Signal(range(config.list_depth + 16))
-        m.d.sync += pending.eq(pending + sequencer.push_row - array.written)
+        m.d.sync += pending.eq(pending + sequencer.work.push_row - array.written)
         with m.If(self.stop):
             m.d.sync += pending.eq(0)
         m.d.comb += self.ended.eq(sequencer.ended & (pending == 0))

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import ItemRead
-from ditto.hdl.sequencer import entry_of, row_of, slot_range, work_range
+from ditto.hdl.sequencer import WorkWrite, entry_of, row_of, slot_range, work_range
 
 __all__ = ["Lane", "Lanes", "RowQueue", "issue_of"]
 
@@ -260,8 +260,8 @@ class Lanes(wiring.Component):
 
     Members
     -------
-    low, high, push_low, push_high, low_slot, high_slot, row, push_row
-        From the sequencer.
+    work : In(WorkWrite)
+        Entries and rows from the sequencer.
     run : In(1)
         Begin rows.
     free_row : Out(1)
@@ -274,14 +274,7 @@ class Lanes(wiring.Component):
         What is read in this cycle, see :func:`issue_of`.
     """
 
-    low: data.View
-    high: data.View
-    push_low: Signal
-    push_high: Signal
-    low_slot: Signal
-    high_slot: Signal
-    row: data.View
-    push_row: Signal
+    work: wiring.PureInterface
     run: Signal
     free_row: Signal
     clear: Signal
@@ -292,14 +285,7 @@ class Lanes(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "low": In(entry_of(config)),
-                "high": In(entry_of(config)),
-                "push_low": In(1),
-                "push_high": In(1),
-                "low_slot": In(slot_range(config)),
-                "high_slot": In(slot_range(config)),
-                "row": In(row_of(config)),
-                "push_row": In(1),
+                "work": In(WorkWrite(config)),
                 "run": In(1),
                 "free_row": Out(1),
                 "clear": In(1),
@@ -321,9 +307,9 @@ class Lanes(wiring.Component):
             m.submodules[f"{name}_list"] = entries
             write = entries.write_port()
             m.d.comb += [
-                write.en.eq(getattr(self, f"push_{name}")),
-                write.addr.eq(getattr(self, f"{name}_slot")),
-                write.data.eq(getattr(self, name)),
+                write.en.eq(getattr(self.work, f"push_{name}")),
+                write.addr.eq(getattr(self.work, f"{name}_slot")),
+                write.data.eq(getattr(self.work, name)),
             ]
             for lane in lanes if name == "low" else lanes[-1:]:
                 read = entries.read_port(domain="comb")
@@ -345,8 +331,8 @@ class Lanes(wiring.Component):
 
         finishing = Cat(lane.finishing for lane in lanes).all()
         m.d.comb += [
-            rows.push.eq(self.push_row),
-            rows.tail.eq(self.row),
+            rows.push.eq(self.work.push_row),
+            rows.tail.eq(self.work.row),
             rows.clear.eq(self.clear),
             self.free_row.eq(self.issue.valid & finishing),
             rows.pop.eq((~self.issue.valid | finishing) & rows.filled & self.run),

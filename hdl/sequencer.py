@@ -24,7 +24,15 @@ from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import PlaceRead
 from ditto.hdl.protocol import LayerEntry
 
-__all__ = ["Sequencer", "entry_of", "geometry_of", "row_of", "slot_range"]
+__all__ = [
+    "Sequencer",
+    "WorkWrite",
+    "entry_of",
+    "geometry_of",
+    "row_of",
+    "slot_range",
+    "work_range",
+]
 
 
 def slot_range(config: Config) -> range:
@@ -81,6 +89,38 @@ def geometry_of(config: Config) -> data.StructLayout:
     )
 
 
+class WorkWrite(wiring.Signature):
+    """What the sequencer hands to the lanes: entries for their lists, and rows.
+
+    Members
+    -------
+    low, high : Out(StructLayout)
+        The entries that go into the lists, see :func:`entry_of`.
+    push_low, push_high : Out(1)
+        The list takes its entry in this cycle.
+    low_slot, high_slot : Out
+        Where in the list.
+    row : Out(StructLayout)
+        A row whose entries have all been pushed, see :func:`row_of`.
+    push_row : Out(1)
+        ``row`` is valid in this cycle.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(
+            {
+                "low": Out(entry_of(config)),
+                "high": Out(entry_of(config)),
+                "push_low": Out(1),
+                "push_high": Out(1),
+                "low_slot": Out(slot_range(config)),
+                "high_slot": Out(slot_range(config)),
+                "row": Out(row_of(config)),
+                "push_row": Out(1),
+            }
+        )
+
+
 class Sequencer(wiring.Component):
     """Fill the lists of a cluster, row by row.
 
@@ -103,16 +143,8 @@ class Sequencer(wiring.Component):
         Drop everything.
     places : Out(PlaceRead)
         Read port of the difference buffer.
-    low, high : Out(StructLayout)
-        The entries that go into the lists, see :func:`entry_of`.
-    push_low, push_high : Out(1)
-        The list takes its entry in this cycle.
-    low_slot, high_slot : Out
-        Where in the list.
-    row : Out(StructLayout)
-        A row whose entries have all been pushed, see :func:`row_of`.
-    push_row : Out(1)
-        ``row`` is valid in this cycle.
+    work : Out(WorkWrite)
+        Entries and rows for the lanes.
     free_row : In(1)
         The lanes are done with a row.
     steady : Out(1)
@@ -129,14 +161,7 @@ class Sequencer(wiring.Component):
     start: Signal
     stop: Signal
     places: wiring.PureInterface
-    low: data.View
-    high: data.View
-    push_low: Signal
-    push_high: Signal
-    low_slot: Signal
-    high_slot: Signal
-    row: data.View
-    push_row: Signal
+    work: wiring.PureInterface
     free_row: Signal
     steady: Signal
     ended: Signal
@@ -152,14 +177,7 @@ class Sequencer(wiring.Component):
                 "start": In(1),
                 "stop": In(1),
                 "places": Out(PlaceRead(config)),
-                "low": Out(entry_of(config)),
-                "high": Out(entry_of(config)),
-                "push_low": Out(1),
-                "push_high": Out(1),
-                "low_slot": Out(slot_range(config)),
-                "high_slot": Out(slot_range(config)),
-                "row": Out(row_of(config)),
-                "push_row": Out(1),
+                "work": Out(WorkWrite(config)),
                 "free_row": In(1),
                 "steady": Out(1),
                 "ended": Out(1),
@@ -171,7 +189,7 @@ class Sequencer(wiring.Component):
         """Build the sequencer."""
         m = Module()
         config = self.config
-        entry, geometry = self.entry, self.geometry
+        entry, geometry, work = self.entry, self.geometry, self.work
         place = signed(max(config.positions.bit_length(), 8) + 2)
 
         # The loops. An origin is the image coordinate of the first tap, y and x of the present one;
@@ -341,41 +359,41 @@ class Sequencer(wiring.Component):
                 fresh.eq(present.last),
             ]
         m.d.sync += [
-            self.push_low.eq(inside & (spot.low != 0) & ~self.stop),
-            self.push_high.eq(inside & (spot.high != 0) & ~self.stop),
-            self.low.address.eq(spot.address),
-            self.low.count.eq(spot.low),
-            self.low.row.eq(present.weight_row),
-            self.high.address.eq(spot.address + geometry.slot_last),
-            self.high.count.eq(spot.high),
-            self.high.row.eq(present.weight_row),
+            work.push_low.eq(inside & (spot.low != 0) & ~self.stop),
+            work.push_high.eq(inside & (spot.high != 0) & ~self.stop),
+            work.low.address.eq(spot.address),
+            work.low.count.eq(spot.low),
+            work.low.row.eq(present.weight_row),
+            work.high.address.eq(spot.address + geometry.slot_last),
+            work.high.count.eq(spot.high),
+            work.high.row.eq(present.weight_row),
             valid[2].eq(valid[1] & present.last & ~self.stop),
         ]
 
         # Stage 3: the entries go into the lists; the row is complete.
-        low_first, high_first = Signal.like(self.low_slot), Signal.like(self.high_slot)
+        low_first, high_first = Signal.like(work.low_slot), Signal.like(work.high_slot)
         stage_3_first_of_tile = Signal(reset_less=True)
         m.d.sync += stage_3_first_of_tile.eq(present.first_of_tile)
         low_end, high_end = Signal.like(low_first), Signal.like(high_first)
         m.d.comb += [
-            low_end.eq(self.low_slot + self.push_low),
-            high_end.eq(self.high_slot + self.push_high),
+            low_end.eq(work.low_slot + work.push_low),
+            high_end.eq(work.high_slot + work.push_high),
         ]
-        m.d.sync += [self.low_slot.eq(low_end), self.high_slot.eq(high_end)]
+        m.d.sync += [work.low_slot.eq(low_end), work.high_slot.eq(high_end)]
         with m.If(valid[2]):
             m.d.sync += [low_first.eq(low_end), high_first.eq(high_end)]
 
         # The second lane takes low items off the first until both have as many.
         m.d.sync += [
             valid[3].eq(valid[2] & ~self.stop),
-            self.row.high.eq(high_sum),
-            self.row.low_first.eq(low_first),
-            self.row.low_last.eq(low_end - 1),
-            self.row.high_first.eq(high_first),
-            self.row.first_of_tile.eq(stage_3_first_of_tile),
+            work.row.high.eq(high_sum),
+            work.row.low_first.eq(low_first),
+            work.row.low_last.eq(low_end - 1),
+            work.row.high_first.eq(high_first),
+            work.row.first_of_tile.eq(stage_3_first_of_tile),
         ]
         if config.lanes == 1:
-            m.d.sync += self.row.low[0].eq(low_sum)
+            m.d.sync += work.row.low[0].eq(low_sum)
         else:
             surplus = Signal(signed(len(low_sum) + 1))
             helped = Signal.like(low_sum)
@@ -383,11 +401,11 @@ class Sequencer(wiring.Component):
                 surplus.eq(low_sum - high_sum),
                 helped.eq(Mux(surplus < 0, 0, surplus[1:])),
             ]
-            m.d.sync += [self.row.low[0].eq(low_sum - helped), self.row.low[1].eq(helped)]
+            m.d.sync += [work.row.low[0].eq(low_sum - helped), work.row.low[1].eq(helped)]
 
         # Stage 4: the row goes to the lanes.
         m.d.comb += [
-            self.push_row.eq(valid[3]),
+            work.push_row.eq(valid[3]),
             self.steady.eq(~(step | skip | self.start | Cat(valid).any())),
             self.ended.eq(~walking & ~self.start & ~Cat(valid).any()),
         ]
@@ -395,8 +413,8 @@ class Sequencer(wiring.Component):
             m.d.sync += [
                 walking.eq(0),
                 fresh.eq(1),
-                self.low_slot.eq(0),
-                self.high_slot.eq(0),
+                work.low_slot.eq(0),
+                work.high_slot.eq(0),
                 low_first.eq(0),
                 high_first.eq(0),
             ]

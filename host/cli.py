@@ -167,8 +167,8 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="write the Verilog of a device",
         description="Write the Verilog of a device for any board, and a JSON manifest beside it: "
-        "parameters, ports, memory map, versions, hash. A file *.il is written as RTLIL, which Yosys "
-        "maps to fewer memories.",
+        "parameters, ports, memory map, versions, hash. A file *.il is written as RTLIL, which "
+        "Yosys maps to fewer memories.",
     )
     parser.set_defaults(run=_generate)
     parser.add_argument(

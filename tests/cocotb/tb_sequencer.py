@@ -163,9 +163,9 @@ class Bench:
             dut.stop.value = is_stopped
             await FallingEdge(dut.clk)
             where = f"{entry}, share {share}, cycle {cycle}, row {number}"
-            if int(dut.push_row.value):
+            if int(dut.work__push_row.value):
                 assert number < len(wanted), f"{where}: a row too many"
-                row = self.row_layout.from_bits(int(dut.row.value))
+                row = self.row_layout.from_bits(int(dut.work__row.value))
                 want = wanted[number]
                 for name, first in (("low", row.low_first), ("high", row.high_first)):
                     entries = getattr(want, name)
@@ -187,9 +187,9 @@ class Bench:
                 )
                 number += 1
             for name in ("low", "high"):
-                if int(getattr(dut, f"push_{name}").value):
-                    item = self.entry_layout.from_bits(int(getattr(dut, name).value))
-                    at = int(getattr(dut, f"{name}_slot").value)
+                if int(getattr(dut, f"work__push_{name}").value):
+                    item = self.entry_layout.from_bits(int(getattr(dut, f"work__{name}").value))
+                    at = int(getattr(dut, f"work__{name}_slot").value)
                     lists[name][at] = item.address, item.count, item.row
             assert not int(dut.overrun.value), where
             if int(dut.ended.value):
@@ -214,7 +214,7 @@ class Bench:
         if stop_at is not None:
             for _ in range(random.randint(0, 10)):
                 await FallingEdge(dut.clk)
-                pushes = dut.push_low, dut.push_high, dut.push_row
+                pushes = dut.work__push_low, dut.work__push_high, dut.work__push_row
                 assert not any(int(push.value) for push in pushes), "after stop"
                 await RisingEdge(dut.clk)
         else:
@@ -267,7 +267,7 @@ async def an_entry_with_more_rows_than_words_overruns(dut: Any) -> None:
     rows = 0
     while True:
         await FallingEdge(dut.clk)
-        pushed = int(dut.push_row.value)
+        pushed = int(dut.work__push_row.value)
         rows += pushed
         assert rows <= CONFIG.accumulator_rows
         if int(dut.overrun.value):
