@@ -51,7 +51,7 @@ class Cluster(wiring.Component):
     start : In(1)
         Walk ahead: the difference buffer is complete.
     steady : Out(1)
-        Walked as far ahead as possible.
+        Walked as far ahead as possible, as of the cycle before; so are the outputs that follow.
     begin : In(1)
         Run, from the next cycle on, in a mode; :py:attr:`steady` has come.
     dense : In(1)
@@ -165,10 +165,6 @@ class Cluster(wiring.Component):
             array.bias_base.eq(self.entry.bias_base),
             array.dense.eq(self.dense),
             array.stop.eq(self.stop),
-            self.steady.eq(sequencer.steady),
-            self.overrun.eq(sequencer.overrun),
-            self.working.eq(lanes.issue.valid),
-            self.busy.eq(lanes.issue.busy),
         ]
 
         # Rows that were pushed and not written yet.
@@ -176,7 +172,14 @@ class Cluster(wiring.Component):
         m.d.sync += pending.eq(pending + sequencer.work.push_row - array.written)
         with m.If(self.stop):
             m.d.sync += pending.eq(0)
-        m.d.comb += self.ended.eq(sequencer.ended & (pending == 0))
+        # The engine hears of everything a cycle late, far away as it is.
+        m.d.sync += [
+            self.steady.eq(sequencer.steady),
+            self.ended.eq(sequencer.ended & (pending == 0)),
+            self.overrun.eq(sequencer.overrun),
+            self.working.eq(lanes.issue.valid),
+            self.busy.eq(lanes.issue.busy),
+        ]
 
         # The bank is written while nothing runs, so that the first lane's port can serve both.
         m.submodules.weights = bank = memory.Memory(

@@ -309,7 +309,10 @@ class Engine(wiring.Component):
             name: Signal(range(config.clusters * config.lanes + 1), name=name)
             for name in ("items", "stall_row", "stall_item", "stall_cluster")
         }
-        counting = running & ~ended
+        # What the clusters say is a cycle old.
+        counted = Signal()
+        m.d.sync += counted.eq(running)
+        counting = counted & running & ~ended
         work = [cluster.working for cluster in clusters]
         idle = [~cluster.working & ~cluster.ended for cluster in clusters]
         over = [~cluster.working & cluster.ended for cluster in clusters]

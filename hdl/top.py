@@ -7,7 +7,8 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from ditto.hdl.command import CommandMachine
 from ditto.hdl.config import Config
 from ditto.hdl.engine import Engine
-from ditto.hdl.framing import Deframer, Framer
+from ditto.hdl.framing import PACKET, Deframer, Framer
+from ditto.hdl.stream import Register
 
 __all__ = ["Top"]
 
@@ -41,10 +42,12 @@ class Top(wiring.Component):
         m.submodules.deframer = deframer = Deframer(frame_bytes=self.config.frame_bytes)
         m.submodules.command = command = CommandMachine(self.config)
         m.submodules.engine = engine = Engine(self.config)
+        m.submodules.answers = answers = Register(PACKET)
         m.submodules.framer = framer = Framer()
         connect(m, flipped(self.i), deframer.i)
         connect(m, deframer.o, command.i)
         connect(m, command.engine, engine)
-        connect(m, command.o, framer.i)
+        connect(m, command.o, answers.i)
+        connect(m, answers.o, framer.i)
         connect(m, framer.o, flipped(self.o))
         return m
