@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from amaranth.back import rtlil as amaranth_rtlil
+from amaranth.back import rtlil as amaranth_rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.back import verilog as amaranth_verilog
 
 from ditto.hdl import protocol
