@@ -46,8 +46,15 @@ class Bench:
         for cluster in range(CONFIG.clusters):
             self.write_accumulators(cluster, 0, np.zeros((CONFIG.accumulator_rows, COLUMNS), int))
         await self.flush()
+        await self.warm_up()
+
+    async def warm_up(self) -> None:
+        """Have every lane read a weight that exists.
+
+        Icarus does not know what a lane has never read, or read beyond the end of a bank, even
+        times zero.
+        """
         if cocotb.SIM_NAME.startswith("Icarus"):
-            # What a lane has never read is unknown there, even times zero.
             await self.load(WARM_UP, 0)
             await self.encode(0, np.ones((1, CONFIG.lanes), int))
             await self.run(WARM_UP, 0, Mode.DENSE, "warm-up")
@@ -311,6 +318,7 @@ async def refused_rows(bench: Bench, work: Workload) -> None:
         await bench.send(pack_deltas(deltas))
         assert await bench.task(1, Mode.DENSE) is Status.BAD_LAYER, change
         # Every lane and list is empty again; biases and accumulators have to be written anew.
+        await bench.warm_up()
         await bench.load(work, 0)
         await bench.encode(0, deltas)
         await bench.run(work, 0, Mode.DENSE, f"after {change}")
