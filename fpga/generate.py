@@ -61,14 +61,21 @@ def verilog(config: Config) -> str:
     return _compact(text)
 
 
-def rtlil(config: Config) -> str:
+def rtlil(config: Config, platform: object = None) -> str:
     """Return the RTLIL of a device, for Yosys: like the Verilog, and what that cannot say.
 
     No memory of the engine is ever read where it is written in the same cycle. Knowing that, Yosys
     maps the two read ports of a weight bank to one dual-port memory, and spends no logic on what
     such a read would give.
+
+    Parameters
+    ----------
+    config
+        The device.
+    platform
+        What it is built for, such as :class:`ditto.fpga.ecp5.Ecp5`; without one, for anything.
     """
-    text = amaranth_rtlil.convert(Top(config), name=_NAME, emit_src=False)
+    text = amaranth_rtlil.convert(Top(config), name=_NAME, platform=platform, emit_src=False)
     modules = re.split(r"^(?=module )", text, flags=re.MULTILINE)
     for index, module in enumerate(modules):
         if module.startswith(f"module \\{_NAME}.engine"):
@@ -137,11 +144,6 @@ def _spaces(config: Config) -> list[dict[str, Any]]:
             config.clusters,
             config.weight_rows,
             config.columns * config.weight_bits,
-        ),
-        protocol.Space.ACCUMULATORS: (
-            config.clusters,
-            config.accumulator_rows,
-            config.columns * config.accumulator_bits,
         ),
         # A stream: its address is a layer-table entry.
         protocol.Space.DELTAS: (1, config.layers, None),

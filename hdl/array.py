@@ -6,8 +6,8 @@
     cycle 1     weight rows of the items
     cycle 2     the weight bank is read
     cycle 3     weights to registers
-    cycle 4     products of digits and weights
-    cycle 5     shifted, and summed over the lanes; the row's old accumulators are read
+    cycle 4     products of digits and weights; the row's old accumulators are read
+    cycle 5     shifted, and summed over the lanes
     cycle 6     added to the row's accumulators
     cycle 7     a finished row's accumulators are written back
 
@@ -18,14 +18,15 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from ditto.hdl.adder import SelectAdder
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.lanes import issue_of
-from ditto.hdl.multiplier import Products, add, product_bits, word_of
+from ditto.hdl.multiplier import Products, product_bits, word_of
 
 __all__ = ["Array", "Column"]
 
-_WEIGHTS, _PRODUCTS, _SUMS, _ACCUMULATORS = 3, 5, 6, 7
+_WEIGHTS, _FETCH, _SUMS, _ACCUMULATORS = 3, 4, 6, 7
 """Cycles from the issue until these are there."""
 
 
@@ -85,27 +86,38 @@ class Column(wiring.Component):
         m = Module()
         config = self.config
         value, carry = self.values[-1], self.carries[-1]
-        widest = product_bits(config) + (config.digits - 1) * config.digit_bits
+        widest = product_bits(config) + (config.shifts - 1) * config.digit_bits
         # A carry below a shift moves into the bits that the shift leaves free, and above them.
-        term: Value = value
-        for digits in range(1, config.digits):
-            shifted = Cat(carry.replicate(digits * config.digit_bits), value).as_signed()
-            term = Mux(self.shift == digits, shifted, term)
-        shifted_term = Signal(signed(widest))
-        m.d.comb += shifted_term.eq(term)
+        shifted = Signal(signed(widest))
+        for shift in range(1, config.shifts):
+            with m.If(self.shift == shift):
+                filled = Cat(carry.replicate(shift * config.digit_bits), value)
+                m.d.comb += shifted.eq(filled.as_signed())
 
-        total = Signal(signed(min(widest + 1, config.accumulator_bits)), reset_less=True)
+        m.submodules.sum = lanes = SelectAdder(min(widest + 1, config.accumulator_bits))
+        total = Signal.like(lanes.o, reset_less=True)
         late_carry = Signal(reset_less=True)
-        if config.lanes == 1:
-            m.d.sync += total.eq(shifted_term)
-        else:
-            m.d.sync += total.eq(add(self.values[0], shifted_term, self.carries[0]))
-        m.d.sync += late_carry.eq(carry)
-        accumulator = Signal(signed(config.accumulator_bits), reset_less=True)
-        start = Mux(self.first, self.start, accumulator)
+        if config.lanes > 1:
+            m.d.comb += [lanes.a.eq(self.values[0]), lanes.carry.eq(self.carries[0])]
+        m.d.comb += [
+            lanes.b.eq(shifted),
+            lanes.c.eq(value),
+            lanes.select.eq(self.shift.any()),
+        ]
+        m.d.sync += [total.eq(lanes.o), late_carry.eq(carry)]
+
+        m.submodules.rows = rows = SelectAdder(config.accumulator_bits)
+        accumulator = Signal.like(rows.o, reset_less=True)
+        m.d.comb += [
+            rows.a.eq(total),
+            rows.b.eq(accumulator),
+            rows.c.eq(self.start),
+            rows.select.eq(~self.first),
+            rows.carry.eq(late_carry),
+            self.o.eq(accumulator),
+        ]
         with m.If(self.accumulate):
-            m.d.sync += accumulator.eq(add(start, total, late_carry))
-        m.d.comb += self.o.eq(accumulator)
+            m.d.sync += accumulator.eq(rows.o)
         return m
 
 
@@ -131,12 +143,11 @@ class Array(wiring.Component):
         The words that were read last.
     begin : In(1)
         Use the addresses that follow from now on.
-    accumulator_base, bias_base : In
-        First word of the run's accumulators, and of its biases.
-    dense : In(1)
-        Rows start from the bias of their tile, and not from their last accumulators.
+    accumulator_base : In
+        First word of the run's accumulators.
     read_en, read_address, read_data
-        Read port of the accumulator buffer.
+        Read port of the accumulator buffer; data comes two cycles after ``read_en`` and stays for
+        one.
     write_en, write_address, write_data
         Write port of the accumulator buffer.
     written : Out(1)
@@ -152,8 +163,6 @@ class Array(wiring.Component):
     weights: list[data.View]
     begin: Signal
     accumulator_base: Signal
-    bias_base: Signal
-    dense: Signal
     read_en: Signal
     read_address: Signal
     read_data: data.View
@@ -176,8 +185,6 @@ class Array(wiring.Component):
                 "weights": In(word_of(config)).array(config.lanes),
                 "begin": In(1),
                 "accumulator_base": In(address),
-                "bias_base": In(address),
-                "dense": In(1),
                 "read_en": Out(1),
                 "read_address": Out(address),
                 "read_data": In(accumulators),
@@ -196,7 +203,7 @@ class Array(wiring.Component):
         columns = [Column(config) for _ in range(config.columns)]
 
         # What was issued n cycles ago is in marks[n], if valid[n].
-        marks = [{name: self.issue[name] for name in ("first", "last", "first_of_tile")}]
+        marks = [{name: self.issue[name] for name in ("first", "last")}]
         valid = [self.issue.valid]
         for age in range(1, _ACCUMULATORS + 1):
             is_valid = Signal(name=f"valid_{age}")
@@ -236,21 +243,15 @@ class Array(wiring.Component):
                 if lane == config.lanes - 1:
                     m.d.comb += column.shift.eq(shift_5)
 
-        # Old accumulators are read while a row's first products are there.
         address = Signal(range(config.accumulator_rows), reset_less=True)
-        bias = Signal(range(config.accumulator_rows), reset_less=True)
-        first = valid[_PRODUCTS] & marks[_PRODUCTS]["first"]
         m.d.comb += [
-            self.read_en.eq(first),
-            self.read_address.eq(Mux(self.dense, bias, address)),
+            self.read_en.eq(valid[_FETCH] & marks[_FETCH]["first"]),
+            self.read_address.eq(address),
         ]
-        before = _PRODUCTS - 1
-        with m.If(valid[before] & marks[before]["first"] & marks[before]["first_of_tile"]):
-            m.d.sync += bias.eq(bias + 1)
-        with m.If(valid[_PRODUCTS] & marks[_PRODUCTS]["last"]):
+        with m.If(valid[_FETCH] & marks[_FETCH]["last"]):
             m.d.sync += address.eq(address + 1)
         with m.If(self.begin):
-            m.d.sync += [address.eq(self.accumulator_base), bias.eq(self.bias_base - 1)]
+            m.d.sync += address.eq(self.accumulator_base)
 
         for index, column in enumerate(columns):
             m.submodules[f"column_{index}"] = column
@@ -265,7 +266,9 @@ class Array(wiring.Component):
             self.written.eq(valid[_ACCUMULATORS] & marks[_ACCUMULATORS]["last"]),
             self.write_en.eq(self.written),
         ]
-        # The address follows the read of the row by two cycles.
-        delayed = Signal.like(address, reset_less=True)
-        m.d.sync += [delayed.eq(address), self.write_address.eq(delayed)]
+        for _ in range(_FETCH, _ACCUMULATORS):
+            delayed = Signal.like(address, reset_less=True)
+            m.d.sync += delayed.eq(address)
+            address = delayed
+        m.d.comb += self.write_address.eq(address)
         return m

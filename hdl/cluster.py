@@ -10,7 +10,7 @@ All clusters hold the same items, and run the same layer-table entry on other ou
 with the weights of other output channels.
 """
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -40,10 +40,11 @@ class Cluster(wiring.Component):
         Write ports of the difference buffer.
     weight_en, weight_address, weight_data
         Write port of the weight bank, for words as :func:`ditto.hdl.multiplier.stored` makes them.
-    accumulator_en, accumulator_address, accumulator_data
-        Write port of the accumulator buffer.
+    selected : In(1)
+        Show what is read; else zeros.
     read_en, read_address, read_data
-        Read port of the accumulator buffer; data comes a cycle after ``read_en`` and stays.
+        Read port of the accumulator buffer while nothing runs; data comes two cycles after
+        ``read_en`` and stays.
     entry : In(LayerEntry)
         What to run; stays as it is from ``start`` on.
     geometry : In(StructLayout)
@@ -55,7 +56,7 @@ class Cluster(wiring.Component):
     begin : In(1)
         Run, from the next cycle on, in a mode; :py:attr:`steady` has come.
     dense : In(1)
-        Start from the biases.
+        Start from zero.
     ended : Out(1)
         The run has written its last accumulators.
     stop : In(1)
@@ -73,9 +74,7 @@ class Cluster(wiring.Component):
     weight_en: Signal
     weight_address: Signal
     weight_data: data.View
-    accumulator_en: Signal
-    accumulator_address: Signal
-    accumulator_data: data.View
+    selected: Signal
     read_en: Signal
     read_address: Signal
     read_data: data.View
@@ -103,9 +102,7 @@ class Cluster(wiring.Component):
                 "weight_en": In(1),
                 "weight_address": In(range(config.weight_rows)),
                 "weight_data": In(weights),
-                "accumulator_en": In(1),
-                "accumulator_address": In(range(config.accumulator_rows)),
-                "accumulator_data": In(accumulators),
+                "selected": In(1),
                 "read_en": In(1),
                 "read_address": In(range(config.accumulator_rows)),
                 "read_data": Out(accumulators),
@@ -162,8 +159,6 @@ class Cluster(wiring.Component):
             array.issue.eq(lanes.issue),
             array.begin.eq(self.begin),
             array.accumulator_base.eq(self.entry.accumulator_base),
-            array.bias_base.eq(self.entry.bias_base),
-            array.dense.eq(self.dense),
             array.stop.eq(self.stop),
         ]
 
@@ -201,16 +196,22 @@ class Cluster(wiring.Component):
             ]
 
         m.submodules.accumulators = accumulators = memory.Memory(
-            shape=self.accumulator_data.shape(), depth=config.accumulator_rows, init=[]
+            shape=self.read_data.shape(), depth=config.accumulator_rows, init=[]
         )
         write, read = accumulators.write_port(), accumulators.read_port()
+        old = Signal(self.read_data.shape(), reset_less=True)
+        # Without a register's reset, this would be a multiplexer.
+        with m.If(Mux(running, self.dense, ~self.selected)):
+            m.d.sync += Value.cast(old).eq(0)
+        with m.Else():
+            m.d.sync += old.eq(read.data)
         m.d.comb += [
-            write.en.eq(array.write_en | self.accumulator_en),
-            write.addr.eq(Mux(array.write_en, array.write_address, self.accumulator_address)),
-            write.data.eq(Mux(array.write_en, array.write_data, self.accumulator_data)),
+            write.en.eq(array.write_en),
+            write.addr.eq(array.write_address),
+            write.data.eq(array.write_data),
             read.en.eq(array.read_en | self.read_en),
             read.addr.eq(Mux(array.read_en, array.read_address, self.read_address)),
-            array.read_data.eq(read.data),
-            self.read_data.eq(read.data),
+            array.read_data.eq(old),
+            self.read_data.eq(old),
         ]
         return m

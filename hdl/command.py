@@ -81,12 +81,11 @@ class CommandMachine(wiring.Component):
         word_bytes = {
             Space.LAYERS: _bytes(layer_bits),
             Space.WEIGHTS: _bytes(weight_bits),
-            Space.ACCUMULATORS: _bytes(accumulator_bits),
         }
+        accumulator_bytes = _bytes(accumulator_bits)
         depths = {
             Space.LAYERS: config.layers,
             Space.WEIGHTS: config.weight_rows,
-            Space.ACCUMULATORS: config.accumulator_rows,
         }
         word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
         address = Signal(17, reset_less=True)
@@ -108,9 +107,6 @@ class CommandMachine(wiring.Component):
             engine.weight_address.eq(address),
             engine.cluster.eq(cluster),
             engine.weight_en.eq(stored & fits & (header.space == Space.WEIGHTS)),
-            engine.accumulator_data.eq(top(Space.ACCUMULATORS, accumulator_bits)),
-            engine.accumulator_address.eq(address),
-            engine.accumulator_en.eq(stored & fits & (header.space == Space.ACCUMULATORS)),
         ]
         for space, depth in depths.items():
             with m.If(header.space == space):
@@ -125,7 +121,7 @@ class CommandMachine(wiring.Component):
                 m.d.sync += status.eq(Status.BAD_ADDRESS)
 
         # Words are given by the byte from the bottom of a register.
-        word_out = Signal(max(8 * word_bytes[Space.ACCUMULATORS], COUNTERS.size), reset_less=True)
+        word_out = Signal(max(8 * accumulator_bytes, COUNTERS.size), reset_less=True)
         left = Signal(16, reset_less=True)  # bytes of the word
         words = Signal(16, reset_less=True)  # words of the cluster after this one
         last_word = (words == 0) & ((cluster == config.clusters - 1) | (header.op != Opcode.READ))
@@ -153,7 +149,7 @@ class CommandMachine(wiring.Component):
                 (header.count != 0)
                 & (end <= config.accumulator_rows)
                 & (header.size != 0)
-                & (header.size <= word_bytes[Space.ACCUMULATORS])
+                & (header.size <= accumulator_bytes)
             ),
         ]
         more = Signal()  # the body has not been taken in full
@@ -173,7 +169,7 @@ class CommandMachine(wiring.Component):
                     with m.Switch(header.space):
                         with m.Case(Space.LAYERS):
                             m.next = "Store"
-                        with m.Case(Space.WEIGHTS, Space.ACCUMULATORS):
+                        with m.Case(Space.WEIGHTS):
                             m.d.sync += cluster.eq(header.bank)
                             m.next = "Store"
                             with m.If(header.bank >= config.clusters):
@@ -319,6 +315,8 @@ class CommandMachine(wiring.Component):
                 m.d.sync += [address.eq(address + 1), words.eq(words - 1)]
                 m.next = "Select"
             with m.State("Select"):
+                m.next = "Merge"
+            with m.State("Merge"):
                 m.next = "Load"
             with m.State("Load"):
                 m.d.sync += [word_out.eq(engine.read_data), left.eq(header.size)]

@@ -82,7 +82,7 @@ class Config:
     weight_rows
         Words in each weight bank; a word holds one weight for every column.
     accumulator_rows
-        Words in each accumulator buffer, biases included; a word holds one accumulator for every
+        Words in each accumulator buffer; a word holds one accumulator for every
         column.
     item_depth
         Work items that the difference buffer holds.
@@ -175,14 +175,20 @@ class Config:
         return (1 << self.activation_bits) - 1
 
     @property
+    def shifts(self) -> int:
+        """Number of shifts that a digit can have: multiples of ``digit_bits``, from none on."""
+        return -(-self.activation_bits // self.digit_bits)
+
+    @property
     def digits(self) -> int:
-        """Most digits that any delta in ``-max_delta..max_delta`` needs."""
+        """Most work items of a delta, see :func:`ditto.sim.golden.split`."""
         radix = 1 << self.digit_bits
-        count, largest = 1, radix // 2 - 1
-        while largest < self.max_delta:
-            largest = largest * radix + radix // 2 - 1
-            count += 1
-        return count
+        low = self.digit_bits * (self.shifts - 1)
+        # What the balanced digits below take off at most, and what is then left for the highest.
+        below = (radix // 2) * ((1 << low) - 1) // (radix - 1)
+        most, least = (below + end >> low for end in (self.max_delta, -self.max_delta))
+        items = max(-(-most // (radix // 2 - 1)), -(least // (radix // 2)))
+        return self.shifts - 1 + items
 
     @property
     def multipliers(self) -> int:
@@ -211,12 +217,35 @@ class Config:
     @property
     def shift_bits(self) -> int:
         """Width of the shift in a work item, which counts digits."""
-        return (self.digits - 1).bit_length()
+        return (self.shifts - 1).bit_length()
 
     @property
     def count_bits(self) -> int:
         """Width of the number of items of one position."""
         return (self.channels * self.digits).bit_length()
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """Largest value of the fields of a layer-table entry that have a bound."""
+        positions = self.clusters * self.accumulator_rows
+        return {
+            "in_height": self.positions,
+            "in_width": self.positions,
+            "channels": self.channels,
+            "out_height": positions,
+            "out_width": positions,
+            "tiles": self.accumulator_rows,
+            "split": self.clusters,
+        }
+
+    @staticmethod
+    def held_taps(taps: int) -> int:
+        """Return the list entries that are set aside for a row of so many taps."""
+        return max(taps, 2)
+
+    def rows_ahead(self, taps: int) -> int:
+        """Return the rows of so many taps that the sequencer holds at most."""
+        return self.list_depth // self.held_taps(taps)
 
     @property
     def memories(self) -> tuple[MemoryUse, ...]:
@@ -270,7 +299,7 @@ demo = Config(
     accumulator_bits=24,
     weight_rows=5632,
     accumulator_rows=1536,
-    item_depth=6144,
+    item_depth=8192,
     positions=256,
     channels=64,
     layers=48,

@@ -8,7 +8,7 @@
 
 """
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -16,19 +16,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import ItemWrite, PlaceWrite
 from ditto.hdl.protocol import ESCAPE
 
-__all__ = ["DeltaReader", "DigitSplitter", "Encoder", "digits_of"]
-
-
-def digits_of(delta: Value, *, digit_bits: int, digits: int) -> list[Value]:
-    """Split a signed delta into balanced digits, low digit first, all combinational."""
-    result: list[Value] = []
-    for _ in range(digits - 1):
-        low = delta[:digit_bits].as_signed()
-        result.append(low)
-        # A negative low digit is made good by one more in the digits above it.
-        delta = (delta >> digit_bits) + low[-1]
-    result.append(delta[:digit_bits].as_signed())
-    return result
+__all__ = ["DeltaReader", "DigitSplitter", "Encoder"]
 
 
 class DeltaReader(wiring.Component):
@@ -170,19 +158,33 @@ class DigitSplitter(wiring.Component):
         low, high = Signal(config.count_bits), Signal(config.count_bits)
         fits, done, last = Signal(), Signal(), Signal()
 
-        digits = digits_of(self.i.payload, digit_bits=config.digit_bits, digits=config.digits)
-        nonzero = Signal(config.digits)
-        written = Signal(config.digits)
-        left = Signal(config.digits)
-        lowest = Signal(config.digits)
-        shift = Signal(range(max(config.digits, 2)))
+        # Digits below the highest shift are balanced; a negative one is made good by one more in
+        # those above it. What remains is given out in as many of the largest digits as it takes.
+        bits, shifts = config.digit_bits, config.shifts
+        digits: list[Value] = []
+        rest: Value = self.i.payload
+        for _ in range(shifts - 1):
+            digits.append(rest[:bits].as_signed())
+            rest = (rest >> bits) + rest[bits - 1]
+        most, least = (1 << bits - 1) - 1, -1 << bits - 1
+        given = Signal(rest.shape())
+        remaining = Signal(rest.shape())
+        digits.append(Mux(remaining > most, most, Mux(remaining < least, least, remaining)))
+        nonzero = Signal(shifts)
+        written = Signal(shifts)
+        left = Signal(shifts)
+        lowest = Signal(shifts)
+        shift = Signal(range(max(shifts, 2)))
+        exceeds = Signal()
         writes, writes_low = Signal(), Signal()
         m.d.sync += slot.eq(self.channels * config.digits)
         m.d.comb += [
+            remaining.eq(rest - given),
+            exceeds.eq((remaining > most) | (remaining < least)),
             nonzero.eq(Cat(digit != 0 for digit in digits)),
             left.eq(nonzero & ~written),
             lowest.eq(left & -left),
-            done.eq((left & ~lowest) == 0),
+            done.eq(((left & ~lowest) == 0) & ~exceeds),
             end.eq(base + slot),
             fits.eq(
                 ~self.overflow & (end <= config.item_depth) & (self.positions < config.positions)
@@ -193,7 +195,7 @@ class DigitSplitter(wiring.Component):
             self.i.ready.eq(done),
             self.partial.eq(channel != 0),
         ]
-        for i in range(config.digits):
+        for i in range(shifts):
             with m.If(lowest[i]):
                 m.d.comb += shift.eq(i)
 
@@ -212,7 +214,8 @@ class DigitSplitter(wiring.Component):
         ]
         with m.If(self.i.valid):
             m.d.sync += [
-                written.eq(Mux(done, 0, written | lowest)),
+                written.eq(Mux(done, 0, written | Cat(lowest[:-1], Const(0, 1)))),
+                given.eq(Mux(done | ~lowest[-1], 0, given + digits[-1])),
                 low.eq(low + writes_low),
                 high.eq(high + (writes & ~writes_low)),
             ]
@@ -227,6 +230,7 @@ class DigitSplitter(wiring.Component):
         with m.If(self.clear):
             m.d.sync += [
                 written.eq(0),
+                given.eq(0),
                 channel.eq(0),
                 low.eq(0),
                 high.eq(0),

@@ -1,6 +1,9 @@
 """The engine: layer table, encoder and clusters, at work on one layer-table entry."""
 
-from amaranth.hdl import Array, Cat, Module, Signal, signed, unsigned
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -42,15 +45,13 @@ class EngineSignature(wiring.Signature):
         Deltas are still on their way to the difference buffer.
     layer_en, layer_address, layer_data
         Write port of the layer table.
-    weight_en, accumulator_en
-        Write into the weight bank or the accumulator buffer of ``cluster``.
-    weight_address, weight_data, accumulator_address, accumulator_data
-        What, and where.
+    weight_en, weight_address, weight_data
+        Write port of the weight bank of ``cluster``.
     cluster : In
         Whose memory is written or read.
     read_en, read_address, read_data
-        Read port of the accumulator buffers; data of ``cluster`` comes two cycles after
-        ``read_en`` and stays.
+        Read port of the accumulator buffers; data of ``cluster`` comes three cycles after
+        ``read_en`` and stays while ``cluster`` does.
     forget : In(1)
         Forget which entries hold accumulators, and the deltas.
     counters : Out(COUNTERS)
@@ -72,9 +73,6 @@ class EngineSignature(wiring.Signature):
                 "weight_en": In(1),
                 "weight_address": In(range(config.weight_rows)),
                 "weight_data": In(weights),
-                "accumulator_en": In(1),
-                "accumulator_address": In(range(config.accumulator_rows)),
-                "accumulator_data": In(accumulators),
                 "cluster": In(range(max(config.clusters, 2))),
                 "read_en": In(1),
                 "read_address": In(range(config.accumulator_rows)),
@@ -104,9 +102,6 @@ class Engine(wiring.Component):
     weight_en: Signal
     weight_address: Signal
     weight_data: data.View
-    accumulator_en: Signal
-    accumulator_address: Signal
-    accumulator_data: data.View
     cluster: Signal
     read_en: Signal
     read_address: Signal
@@ -130,14 +125,11 @@ class Engine(wiring.Component):
         # What the host writes goes to one cluster, through a register on the long way there.
         word = Signal.like(self.weight_data, reset_less=True)
         row = Signal.like(self.weight_address, reset_less=True)
-        accumulator = Signal.like(self.accumulator_data, reset_less=True)
-        accumulator_row = Signal.like(self.accumulator_address, reset_less=True)
         m.d.sync += [
             word.eq(stored(config, self.weight_data)),
             row.eq(self.weight_address),
-            accumulator.eq(self.accumulator_data),
-            accumulator_row.eq(self.accumulator_address),
-            self.read_data.eq(Array(cluster.read_data for cluster in clusters)[self.cluster]),
+            # Clusters that are not selected give zeros.
+            Value.cast(self.read_data).eq(reduce(or_, [Value.cast(c.read_data) for c in clusters])),
         ]
         entry = Signal(LayerEntry, reset_less=True)
         geometry = Signal(geometry_of(config), reset_less=True)
@@ -146,11 +138,9 @@ class Engine(wiring.Component):
         for number, cluster in enumerate(clusters):
             m.submodules[f"cluster_{number}"] = cluster
             weight_en = Signal(name=f"weight_en_{number}")
-            accumulator_en = Signal(name=f"accumulator_en_{number}")
-            m.d.sync += [
-                weight_en.eq(self.weight_en & (self.cluster == number)),
-                accumulator_en.eq(self.accumulator_en & (self.cluster == number)),
-            ]
+            selected = Signal(name=f"selected_{number}")
+            m.d.comb += selected.eq(self.cluster == number)
+            m.d.sync += weight_en.eq(self.weight_en & selected)
             m.d.comb += [
                 cluster.items.en.eq(encoder.items.en),
                 cluster.items.address.eq(encoder.items.address),
@@ -161,9 +151,7 @@ class Engine(wiring.Component):
                 cluster.weight_en.eq(weight_en),
                 cluster.weight_address.eq(row),
                 cluster.weight_data.eq(word),
-                cluster.accumulator_en.eq(accumulator_en),
-                cluster.accumulator_address.eq(accumulator_row),
-                cluster.accumulator_data.eq(accumulator),
+                cluster.selected.eq(selected),
                 cluster.read_en.eq(self.read_en),
                 cluster.read_address.eq(self.read_address),
                 cluster.entry.eq(entry),
@@ -204,9 +192,15 @@ class Engine(wiring.Component):
             entry.tiles,
             entry.split,
         ]
+        taps = entry.kernel_height * entry.kernel_width
         possible = Signal()
         m.d.sync += [
-            geometry.taps.eq(entry.kernel_height * entry.kernel_width),
+            geometry.taps.eq(taps),
+            geometry.held.eq(Mux(taps < config.held_taps(1), config.held_taps(1), taps)),
+            geometry.last_kernel_y.eq(entry.kernel_height - 1),
+            geometry.last_kernel_x.eq(entry.kernel_width - 1),
+            geometry.last_y.eq(entry.out_height - 1),
+            geometry.last_tile.eq(entry.tiles - 1),
             geometry.slot_last.eq(entry.channels * config.digits - 1),
             geometry.split_x.eq(entry.split * entry.stride_x),
             geometry.skew_x.eq(entry.skew * entry.stride_x),
@@ -215,8 +209,7 @@ class Engine(wiring.Component):
             possible.eq(
                 Cat(size != 0 for size in sizes).all()
                 & (geometry.taps <= config.list_depth)
-                & (entry.channels <= config.channels)
-                & (entry.split <= config.clusters)
+                & Cat(entry[name] <= value for name, value in config.largest.items()).all()
                 & (entry.skew < entry.split)
             ),
             encoder.channels.eq(entry.channels),

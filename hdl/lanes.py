@@ -243,7 +243,6 @@ def issue_of(config: Config) -> data.StructLayout:
             "rows": data.ArrayLayout(range(config.weight_rows), config.lanes),
             "first": 1,
             "last": 1,
-            "first_of_tile": 1,
         }
     )
 
@@ -298,7 +297,7 @@ class Lanes(wiring.Component):
         """Build the lanes."""
         m = Module()
         config = self.config
-        m.submodules.rows = rows = RowQueue(shape=row_of(config), depth=config.list_depth)
+        m.submodules.rows = rows = RowQueue(shape=row_of(config), depth=config.rows_ahead(1))
         lanes = [Lane(config, number) for number in range(config.lanes)]
 
         # Every reader of a list has a read port of it; only the last lane takes high items.
@@ -344,7 +343,6 @@ class Lanes(wiring.Component):
             m.d.sync += [
                 self.issue.valid.eq(1),
                 self.issue.first.eq(1),
-                self.issue.first_of_tile.eq(rows.head.first_of_tile),
             ]
         with m.If(self.clear):
             m.d.sync += self.issue.valid.eq(0)

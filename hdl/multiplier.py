@@ -21,9 +21,10 @@ from amaranth.hdl import Cat, Const, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from ditto.hdl.adder import add
 from ditto.hdl.config import Config, Multiplier
 
-__all__ = ["Products", "add", "product_bits", "stored", "word_of"]
+__all__ = ["Products", "product_bits", "stored", "word_of"]
 
 
 def word_of(config: Config) -> data.ArrayLayout:
@@ -43,12 +44,6 @@ def stored(config: Config, word: data.View) -> Value:
         for column in range(1, config.columns, 2):
             weights[column] = (weights[column] - weights[column - 1][-1])[: config.weight_bits]
     return Cat(weights)
-
-
-def add(a: Value, b: Value, carry: Value) -> Value:
-    """Add two signed numbers and a carry in one carry chain."""
-    total = Cat(Const(1, 1), a).as_signed() + Cat(carry, b).as_signed()
-    return total[1:].as_signed()
 
 
 class Products(wiring.Component):

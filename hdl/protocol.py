@@ -58,7 +58,7 @@ __all__ = [
 MAGIC = b"DITT"
 """The first bytes of what IDENTIFY answers."""
 
-VERSION = 2
+VERSION = 3
 """Version of everything in this module."""
 
 ESCAPE = 0x80
@@ -83,13 +83,10 @@ class Space(enum.Enum, shape=8):
     LAYERS = 0
     #: Weight bank of cluster ``bank``: words of ``columns`` packed weights from row ``address`` on.
     WEIGHTS = 1
-    #: Accumulator buffer of cluster ``bank``: words of ``columns`` packed accumulators from row
-    #: ``address`` on.
-    ACCUMULATORS = 2
     #: Difference buffer, through the encoder: the deltas of layer-table entry ``address``, position
     #: by position, channels in order. One byte each for -127..127; the byte 0x80 announces a delta
     #: of two bytes. ``count`` is 0 for the frame that begins a tile, which empties the buffer.
-    DELTAS = 3
+    DELTAS = 2
 
 
 class Mode(enum.Enum, shape=8):
@@ -176,13 +173,11 @@ class LayerEntry(data.Struct):
     weight_base: 16
     #: First word in the accumulator buffers: tile-major, then the cluster's output positions.
     accumulator_base: 16
-    #: First word of the biases in the accumulator buffers, one for each tile.
-    bias_base: 16
     #: Shares into which the output positions are split, 1..clusters.
     split: 8
     #: Columns by which the shares move from one output row to the next, less than ``split``.
     skew: 8
-    reserved: 48
+    reserved: 64
 
 
 class Counters(NamedTuple):

@@ -16,7 +16,7 @@ position of the cluster, while the lanes work on rows before it. It holds at mos
 taps of rows that the lanes have not finished.
 """
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -69,7 +69,6 @@ def row_of(config: Config) -> data.StructLayout:
             "low_first": slot_range(config),
             "low_last": slot_range(config),
             "high_first": slot_range(config),
-            "first_of_tile": 1,
         }
     )
 
@@ -78,8 +77,14 @@ def geometry_of(config: Config) -> data.StructLayout:
     """Lay out what follows from a layer-table entry and is the same for all clusters."""
     return data.StructLayout(
         {
-            # Kernel taps.
+            # Kernel taps, and the list entries that are set aside for them.
             "taps": 8,
+            "held": 8,
+            # The last one of each loop.
+            "last_kernel_y": 4,
+            "last_kernel_x": 4,
+            "last_y": range(config.largest["out_height"]),
+            "last_tile": range(config.largest["tiles"]),
             # Last item of a slot of the difference buffer, counted from its first.
             "slot_last": range(config.item_depth),
             # ``split`` and ``skew`` in columns of the input image.
@@ -191,12 +196,22 @@ class Sequencer(wiring.Component):
         config = self.config
         entry, geometry, work = self.entry, self.geometry, self.work
         place = signed(max(config.positions.bit_length(), 8) + 2)
+        largest = config.largest
+        out_width = Signal(range(largest["out_width"] + 1))
+        in_height = Signal(range(largest["in_height"] + 1))
+        in_width = Signal(range(largest["in_width"] + 1))
+        m.d.comb += [
+            out_width.eq(entry.out_width),
+            in_height.eq(entry.in_height),
+            in_width.eq(entry.in_width),
+        ]
 
         # The loops. An origin is the image coordinate of the first tap, y and x of the present one;
         # ``first`` is what begins an output row of the image.
         walking = Signal()
-        tile = Signal(16, reset_less=True)
-        out_y, out_x = Signal(16, reset_less=True), Signal(17, reset_less=True)
+        tile = Signal(range(largest["tiles"]), reset_less=True)
+        out_y = Signal(range(largest["out_height"]), reset_less=True)
+        out_x = Signal(range(largest["out_width"] + config.clusters), reset_less=True)
         first_x, first_origin = Signal(8, reset_less=True), Signal(place, reset_less=True)
         kernel_y, kernel_x = Signal(4, reset_less=True), Signal(4, reset_less=True)
         origin_y, origin_x = Signal(place, reset_less=True), Signal(place, reset_less=True)
@@ -204,37 +219,35 @@ class Sequencer(wiring.Component):
         row_base = Signal(range(config.weight_rows), reset_less=True)
         next_base = Signal(range(config.weight_rows), reset_less=True)
         weight_row = Signal(range(config.weight_rows), reset_less=True)
-        first_of_tile = Signal(reset_less=True)
 
-        last_x = kernel_x == entry.kernel_width - 1
-        last_tap = last_x & (kernel_y == entry.kernel_height - 1)
-        last_of_tile = out_y == entry.out_height - 1
-        last_of_run = last_of_tile & (tile == entry.tiles - 1)
+        last_x = kernel_x == geometry.last_kernel_x
+        last_tap = last_x & (kernel_y == geometry.last_kernel_y)
+        last_of_tile = out_y == geometry.last_y
+        last_of_run = last_of_tile & (tile == geometry.last_tile)
 
         # A row begins when its taps fit beside those of the rows that are not finished.
         held = Signal(range(config.list_depth + 1))
         rows_left = Signal(range(config.accumulator_rows + 1))
-        skips_left = Signal(16, reset_less=True)
         begins = Signal()
         empty = Signal()
         fits = Signal()
         step, skip = Signal(), Signal()
         m.d.comb += [
             begins.eq((kernel_x == 0) & (kernel_y == 0)),
-            empty.eq(out_x >= entry.out_width),
-            fits.eq((held + geometry.taps <= config.list_depth) & (rows_left != 0)),
+            empty.eq(out_x >= out_width),
+            fits.eq((held + geometry.held <= config.list_depth) & (rows_left != 0)),
             step.eq(walking & ~empty & (~begins | fits)),
-            skip.eq(walking & empty & (skips_left != 0)),
-            self.overrun.eq(walking & Mux(empty, skips_left == 0, begins & (rows_left == 0))),
+            skip.eq(walking & empty),
+            self.overrun.eq(walking & ~empty & begins & (rows_left == 0)),
         ]
-        taps = geometry.taps
-        m.d.sync += held.eq(held + Mux(step & begins, taps, 0) - Mux(self.free_row, taps, 0))
+        begun, freed = Mux(step & begins, geometry.held, 0), Mux(self.free_row, geometry.held, 0)
+        m.d.sync += held.eq(held + begun - freed)
 
         # Where the next output row of the image begins, and the next tap.
         wraps = Signal()
         next_first = Signal.like(first_x)
         next_first_origin = Signal(place)
-        end_x = Signal(18)
+        end_x = Signal(len(out_x) + 1)
         next_y = Signal(place)
         goes_on = Signal()
         m.d.comb += [
@@ -243,7 +256,7 @@ class Sequencer(wiring.Component):
             next_first_origin.eq(first_origin + geometry.skew_x - Mux(wraps, geometry.split_x, 0)),
             next_y.eq(origin_y + entry.stride_y),
             end_x.eq(out_x + entry.split),
-            goes_on.eq(end_x < entry.out_width),
+            goes_on.eq(end_x < out_width),
         ]
         start_origin = Signal(place)
         m.d.comb += start_origin.eq(self.share * entry.stride_x - entry.pad_left)
@@ -271,10 +284,7 @@ class Sequencer(wiring.Component):
                     weight_row.eq(row_base),
                     next_base.eq(weight_row + entry.channels),
                     rows_left.eq(rows_left - 1),
-                    first_of_tile.eq(0),
                 ]
-        with m.If(skip):
-            m.d.sync += skips_left.eq(skips_left - 1)
         with m.If(skip | (step & last_tap & ~goes_on)):
             m.d.sync += [
                 out_y.eq(out_y + 1),
@@ -301,7 +311,6 @@ class Sequencer(wiring.Component):
                 weight_row.eq(entry.weight_base),
                 held.eq(0),
                 rows_left.eq(config.accumulator_rows),
-                skips_left.eq(Const(-1, 16)),
             ]
         with m.If(self.start | ((skip | (step & last_tap & ~goes_on)) & last_of_tile)):
             m.d.sync += [
@@ -313,7 +322,6 @@ class Sequencer(wiring.Component):
                 x.eq(start_origin),
                 origin_y.eq(-entry.pad_top),
                 y.eq(-entry.pad_top),
-                first_of_tile.eq(1),
             ]
 
         # Stage 1: the tap's position, whose place is read in the next cycle.
@@ -322,7 +330,6 @@ class Sequencer(wiring.Component):
                 "inside": 1,
                 "weight_row": range(config.weight_rows),
                 "last": 1,
-                "first_of_tile": 1,
             }
         )
         taps_of = [Signal(tap, name=f"tap_{stage}", reset_less=True) for stage in (1, 2)]
@@ -331,13 +338,13 @@ class Sequencer(wiring.Component):
             valid[0].eq(step & ~self.stop),
             valid[1].eq(valid[0] & ~self.stop),
             taps_of[0].inside.eq(
-                (y >= 0) & (y < entry.in_height) & (x >= 0) & (x < entry.in_width)
+                # What is negative is large without its sign.
+                (y.as_unsigned() < in_height) & (x.as_unsigned() < in_width)
             ),
             taps_of[0].weight_row.eq(weight_row),
             taps_of[0].last.eq(last_tap),
-            taps_of[0].first_of_tile.eq(first_of_tile),
             taps_of[1].eq(taps_of[0]),
-            self.places.address.eq(y * entry.in_width + x),
+            self.places.address.eq((y * in_width)[: len(x)] + x),
         ]
 
         # Stage 2: its place, from which follow the entries, and the row's sums.
@@ -372,8 +379,6 @@ class Sequencer(wiring.Component):
 
         # Stage 3: the entries go into the lists; the row is complete.
         low_first, high_first = Signal.like(work.low_slot), Signal.like(work.high_slot)
-        stage_3_first_of_tile = Signal(reset_less=True)
-        m.d.sync += stage_3_first_of_tile.eq(present.first_of_tile)
         low_end, high_end = Signal.like(low_first), Signal.like(high_first)
         m.d.comb += [
             low_end.eq(work.low_slot + work.push_low),
@@ -390,7 +395,6 @@ class Sequencer(wiring.Component):
             work.row.low_first.eq(low_first),
             work.row.low_last.eq(low_end - 1),
             work.row.high_first.eq(high_first),
-            work.row.first_of_tile.eq(stage_3_first_of_tile),
         ]
         if config.lanes == 1:
             m.d.sync += work.row.low[0].eq(low_sum)

@@ -73,10 +73,6 @@ class Accelerator(Protocol):
         """Write words of shape (rows, columns) into a cluster's weight bank, from ``row`` on."""
         ...
 
-    def write_accumulators(self, cluster: int, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into a cluster's accumulators, from ``row`` on."""
-        ...
-
     def read_accumulators(
         self, row: int, count: int, columns: int | None = None
     ) -> NDArray[np.int64]:
@@ -251,18 +247,6 @@ class Device:
         raw, word = self._pack(words, config.weight_bits)
         self._write_words(Space.WEIGHTS, row, raw, word, config.weight_rows, cluster)
 
-    def write_accumulators(self, cluster: int, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into a cluster's accumulators, from ``row`` on.
-
-        Raises
-        ------
-        CommandError
-            If they lie outside the buffer, or there is no such cluster.
-        """
-        raw, word = self._pack(words, self.config.accumulator_bits)
-        depth = self.config.accumulator_rows
-        self._write_words(Space.ACCUMULATORS, row, raw, word, depth, cluster)
-
     def read_accumulators(
         self, row: int, count: int, columns: int | None = None
     ) -> NDArray[np.int64]:
@@ -379,11 +363,7 @@ class Device:
                 if have[name] != want[name]
             )
             raise DeviceError(f"the device was built with another configuration: {differences}")
-        longest = max(
-            word_bytes(config.columns, config.weight_bits),
-            word_bytes(config.columns, config.accumulator_bits),
-            _ENTRY,
-        )
+        longest = max(word_bytes(config.columns, config.weight_bits), _ENTRY)
         least = longest + _HEADER + CRC_BYTES
         if config.frame_bytes < least:
             raise DeviceError(

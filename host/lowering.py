@@ -35,15 +35,12 @@ class Lowered:
         host gathers the taps into channels; of shape (output positions, taps).
     scatter
         The same, if the host sums the taps, which are output channels of the device.
-    bias
-        What the host adds to its sums.
     """
 
     layer: Linear
     shape: tuple[int, ...]
     gather: NDArray[np.int64] | None = None
     scatter: NDArray[np.int64] | None = None
-    bias: NDArray[np.int64] | None = None
 
     def deltas(self, deltas: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the deltas for the device, of shape (positions, channels)."""
@@ -59,7 +56,7 @@ class Lowered:
         positions, count = accumulators.shape[0], self.scatter.shape[1]
         padded = np.zeros((positions + 1, count, accumulators.shape[1] // count), np.int64)
         padded[:-1] = accumulators.reshape(positions, count, -1)
-        return padded[self.scatter, np.arange(count)].sum(axis=1) + self.bias
+        return padded[self.scatter, np.arange(count)].sum(axis=1)
 
 
 def lower(layer: Linear, shape: tuple[int, ...], config: Config) -> Lowered:
@@ -111,5 +108,5 @@ def lower(layer: Linear, shape: tuple[int, ...], config: Config) -> Lowered:
             bias=np.zeros(count * layer.outputs, np.int64),
         )
         shape = (height * width, channels)
-        return Lowered(layer=spread, shape=shape, scatter=windows, bias=layer.bias)
+        return Lowered(layer=spread, shape=shape, scatter=windows)
     return same

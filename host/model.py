@@ -113,9 +113,9 @@ class Linear:
         """Largest magnitude that an accumulator can have, for any input in the input's range."""
         weights = self.weights.astype(np.int64)
         ends = [weights * (end - self.zero_point) for end in (self.low, self.high)]
-        high = np.maximum(*ends).sum(axis=(1, 2)) + self.bias
-        low = np.minimum(*ends).sum(axis=(1, 2)) + self.bias
-        return int(max(np.abs(high).max(), np.abs(low).max(), np.abs(self.bias).max()))
+        high = np.maximum(*ends).sum(axis=(1, 2))
+        low = np.minimum(*ends).sum(axis=(1, 2))
+        return int(max(np.abs(high).max(), np.abs(low).max()))
 
     def image(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return height and width of an input of a shape; tokens are an image of height 1.
@@ -179,7 +179,7 @@ class Linear:
     def dequantize(
         self, accumulators: NDArray[np.int64], shape: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Make the output tensor from accumulators.
+        """Make the output tensor from accumulators, and the bias.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class Linear:
         shape
             Shape of the input tensor.
         """
-        y = accumulators.astype(np.float32) * self.scale
+        y = (accumulators + self.bias).astype(np.float32) * self.scale
         target = self.output_shape(shape)
         if self.kind == "conv":
             y = y.reshape(1, *target[2:], self.outputs).transpose(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Placement of a model's layers on a device: layer table, weights, biases, accumulators."""
+"""Placement of a model's layers on a device: layer table, weights, accumulators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -160,9 +160,7 @@ class Program:
         self.config = config
         _check(layers, shapes, config)
         plans = [_plan(layer, shape, config) for layer, shape in zip(layers, shapes, strict=True)]
-        # Biases lie together at the start of the accumulator buffers.
-        self.weight_rows = self.entries = bias_base = 0
-        self.accumulator_rows = sum(plan.tiles for plan in plans)
+        self.weight_rows = self.accumulator_rows = self.entries = 0
         placements = []
         for layer, shape, plan in zip(layers, shapes, plans, strict=True):
             placements.append(
@@ -172,20 +170,18 @@ class Program:
                     lowered=plan.lowered,
                     split=plan.split,
                     tiles=plan.tiles,
-                    bands=tuple(self._bands(plan, bias_base)),
+                    bands=tuple(self._bands(plan)),
                 )
             )
             self.weight_rows += plan.weight_rows
-            bias_base += plan.tiles
         self.layers = tuple(placements)
 
     def load(self, device: Accelerator) -> None:
-        """Write layer table, weights and biases to a device."""
+        """Write layer table and weights to a device."""
         config = self.config
         device.reset()
         device.write_layers(0, [band.entry for p in self.layers for band in p.bands])
         weights = np.zeros((config.clusters, self.weight_rows, config.columns), np.int64)
-        biases = []
         for placement in self.layers:
             layer, tiles = placement.lowered.layer, placement.tiles
             base = placement.bands[0].entry["weight_base"]
@@ -194,19 +190,13 @@ class Program:
             padded = np.zeros((groups * tiles * config.columns, layer.taps * layer.channels), int)
             padded[: layer.outputs] = layer.weights.reshape(layer.outputs, -1)
             block = padded.reshape(groups, tiles, config.columns, -1).transpose(0, 1, 3, 2)
-            bias = np.zeros(groups * tiles * config.columns, np.int64)
-            bias[: layer.outputs] = layer.bias
             words = block.reshape(groups, -1, config.columns)
             # Clusters with the same output channels hold the same weights.
             weights[:, base : base + words.shape[1]] = words.repeat(placement.split, axis=0)
-            biases.append(
-                bias.reshape(groups, tiles, config.columns).repeat(placement.split, axis=0)
-            )
         for cluster in range(config.clusters):
             device.write_weights(cluster, 0, weights[cluster])
-            device.write_accumulators(cluster, 0, np.concatenate([b[cluster] for b in biases]))
 
-    def _bands(self, plan: _Plan, bias_base: int) -> list[Band]:
+    def _bands(self, plan: _Plan) -> list[Band]:
         layer = plan.lowered.layer
         height, width = layer.image(plan.lowered.shape)
         if layer.is_pointwise:  # every position for itself: rows don't matter
@@ -234,7 +224,6 @@ class Program:
                 "tiles": plan.tiles,
                 "weight_base": self.weight_rows,
                 "accumulator_base": self.accumulator_rows,
-                "bias_base": bias_base,
                 "split": plan.split,
                 "skew": plan.skew(image[1]),
                 "reserved": 0,
@@ -330,7 +319,7 @@ def _needs(
     activation_bits = need("activation_bits", ranges, config.activation_bits)
     extremes = [max(int(w.max()), ~int(w.min())) for w in (layer.weights for layer in layers)]
     weight_bits = need("weight_bits", [e.bit_length() + 1 for e in extremes], config.weight_bits)
-    bits = need(
+    need(
         "accumulator_bits",
         [layer.largest.bit_length() + 1 for layer in layers],
         activation_bits + 1 + weight_bits,
@@ -342,7 +331,7 @@ def _needs(
         accumulator_bits=max(config.accumulator_bits, activation_bits + 1 + weight_bits),
         item_depth=max(config.item_depth, config.channels * 9),
     )
-    word = -(-config.columns * max(weight_bits, bits) // 8)
+    word = -(-config.columns * weight_bits // 8)
     need("frame_bytes", [header + word] * len(pairs), config.frame_bytes)
     need("list_depth", [layer.taps for layer in layers], config.list_depth)
     channels = need("channels", [layer.channels for layer, _ in pairs])
@@ -360,7 +349,7 @@ def _needs(
     need("weight_rows", [plan.weight_rows for plan in plans])
     need(
         "accumulator_rows",
-        [plan.tiles + sum(plan.words(image, config) for image in plan.images) for plan in plans],
+        [sum(plan.words(image, config) for image in plan.images) for plan in plans],
     )
     need("layers", [len(plan.cuts) for plan in plans])
     return result

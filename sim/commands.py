@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ditto.hdl.protocol import (
     size,
 )
 from ditto.host.device import pack_words, word_bytes
-from ditto.sim.workload import random_weights
+from ditto.sim.workload import clearing_entry, random_weights
 
 __all__ = ["random_command", "random_commands", "without_link_stalls"]
 
@@ -49,33 +50,29 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
     """
     _check(config)
     sequence = rng.randrange(1 << 16)
-    body = pack(CommandHeader, op=Opcode.IDENTIFY, sequence=sequence)
-    yield body
+    yield _command(sequence, Opcode.IDENTIFY)
     for space, bank, depth, word in [
         (Space.LAYERS, 0, config.layers, size(LayerEntry)),
         *(
-            (space, cluster, depth, word)
-            for space, depth, word in [
-                (Space.WEIGHTS, config.weight_rows, _weight_bytes(config)),
-                (Space.ACCUMULATORS, config.accumulator_rows, _accumulator_bytes(config)),
-            ]
+            (Space.WEIGHTS, cluster, config.weight_rows, _weight_bytes(config))
             for cluster in range(config.clusters)
         ),
     ]:
         # As many words as a frame holds, with its header and its check.
         most = (config.frame_bytes - size(CommandHeader) - 4) // word
         for at in range(0, depth, most):
-            sequence = (sequence + 1) % (1 << 16)
-            header = pack(
-                CommandHeader,
-                op=Opcode.WRITE,
-                space=space,
-                bank=bank,
-                address=at,
-                sequence=sequence,
-            )
-            body = header + bytes(min(most, depth - at) * word)
-            yield body
+            data = bytes(min(most, depth - at) * word)
+            sequence += 1
+            yield _command(sequence, Opcode.WRITE, data, space=space, bank=bank, address=at)
+    # A run is what writes accumulators.
+    for op, space, data in [
+        (Opcode.WRITE, Space.LAYERS, pack(LayerEntry, **clearing_entry(config))),
+        (Opcode.WRITE, Space.DELTAS, bytes(1)),
+        (Opcode.RUN, Space.LAYERS, b""),
+    ]:
+        sequence += 1
+        body = _command(sequence, op, data, space=space)
+        yield body
     while True:
         chance = rng.random()
         if chance < 0.85:
@@ -89,6 +86,11 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             if other[2] == Opcode.IDENTIFY.value:
                 body, sequence = other, int.from_bytes(other[:2], "little")
             yield other
+
+
+def _command(sequence: int, op: Opcode, data: bytes = b"", **header: Any) -> bytes:
+    """Make the body of a command."""
+    return pack(CommandHeader, op=op, sequence=sequence % (1 << 16), **header) + data
 
 
 def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
@@ -113,7 +115,6 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
         "tiles": rng.choice([1, 1, _TILES]),
         "weight_base": rng.randint(0, 1),
         "accumulator_base": rng.choice([_BASE - 1, _BASE]),
-        "bias_base": rng.choice([0, 1]),
         "split": rng.randint(rng.random() > 0.1, config.clusters + (rng.random() < 0.1)),
     }
     entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
@@ -135,7 +136,6 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
     data = {
         Space.LAYERS: pack(LayerEntry, **entry) * words,
         Space.WEIGHTS: _weights(rng, config, words),
-        Space.ACCUMULATORS: rng.randbytes(word) * words,
         Space.DELTAS: bytes(rng.choice([0, 1, 0xFF, 0x7F]) for _ in range(rng.randint(1, 12))),
     }[space]
     if rng.random() < 0.1:

@@ -1,7 +1,7 @@
 """The cycle model: how long a run takes, exactly, from its work items.
 
 A cluster's sequencer walks the kernel taps of its output rows, one tap a cycle, and holds at most
-``list_depth`` taps of rows that are not finished. It has walked that far before the run begins. The
+``list_depth`` taps of rows that are not finished, of which each counts as two at least. It has walked that far before the run begins. The
 lanes start a row when its last tap has come through and the previous row is done.
 """
 
@@ -62,7 +62,7 @@ def schedule(lengths: Sequence[int], gaps: Sequence[int], taps: int, config: Con
     """
     if not len(lengths):
         return Timing(0, 0)
-    ahead = config.list_depth // taps
+    ahead = config.rows_ahead(taps)
     walked = 0  # cycle of the row's last tap
     ended = START_LATENCY
     done: list[int] = []  # cycle of each row's last work item

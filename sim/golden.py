@@ -31,28 +31,36 @@ def wrap(values: Array, bits: int) -> Array:
 
 
 def split(deltas: NDArray[Any], config: Config) -> Array:
-    """Split deltas into balanced digits, low digit first.
+    """Split deltas into digits, low digit first.
+
+    Digit ``i`` stands for ``digit << b * min(i, shifts - 1)`` with ``b = digit_bits``. Digits below
+    the highest shift are balanced; what is left for the highest one may take several.
 
     Parameters
     ----------
     deltas
         Integers in ``-max_delta..max_delta``, of any shape.
     config
-        Gives ``digit_bits`` and ``digits``.
+        Gives ``digit_bits``, ``digits`` and ``shifts``.
 
     Returns
     -------
     array of shape ``deltas.shape + (digits,)``
-        Digits in ``-2**(b-1)..2**(b-1) - 1`` with ``sum(digit[i] << i*b) == delta``.
+        Digits in ``-2**(b-1)..2**(b-1) - 1``; with their shifts, they add up to the delta.
 
     >>> split(np.array([-1, 8, 127]), Config(digit_bits=4)).tolist()
-    [[-1, 0, 0], [-8, 1, 0], [-1, -8, 1]]
+    [[-1, 0, 0, 0], [-8, 1, 0, 0], [-1, 7, 1, 0]]
     """
     rest = np.asarray(deltas, dtype=np.int64)
     result = np.empty((*rest.shape, config.digits), dtype=np.int64)
+    half = 1 << config.digit_bits - 1
     for i in range(config.digits):
-        result[..., i] = wrap(rest, config.digit_bits)
-        rest = rest - result[..., i] >> config.digit_bits
+        if i < config.shifts - 1:
+            result[..., i] = wrap(rest, config.digit_bits)
+            rest = rest - result[..., i] >> config.digit_bits
+        else:
+            result[..., i] = np.clip(rest, -half, half - 1)
+            rest = rest - result[..., i]
     return result
 
 
@@ -186,14 +194,6 @@ class Golden:
             raise ValueError(f"weights are at least {config.min_weight}, not {words.min()}")
         self._weights[cluster, row : row + len(words)] = words
 
-    def write_accumulators(self, cluster: int, row: int, words: NDArray[Any]) -> None:
-        """Write words of shape (rows, columns) into a cluster's accumulators, from ``row`` on."""
-        config = self.config
-        words = np.asarray(words)
-        self._check(cluster < config.clusters, Status.BAD_COMMAND, f"cluster {cluster}")
-        self._check(row + len(words) <= config.accumulator_rows, Status.BAD_ADDRESS, "accumulators")
-        self._accumulators[cluster, row : row + len(words)] = words
-
     def read_accumulators(self, row: int, count: int, columns: int | None = None) -> Array:
         """Return accumulators from ``row`` on: (clusters, ``count``, first ``columns``)."""
         self._check(row + count <= self.config.accumulator_rows, Status.BAD_ADDRESS, "accumulators")
@@ -241,11 +241,7 @@ class Golden:
                 # Sums of products of small integers are exact in float64, and much faster.
                 change = (own @ weights).astype(np.int64)
                 at = slice(*(layer["accumulator_base"] + np.array([tile, tile + 1]) * len(own)))
-                start = (
-                    self._accumulators[cluster, layer["bias_base"] + tile]
-                    if mode is Mode.DENSE
-                    else self._accumulators[cluster, at]
-                )
+                start = 0 if mode is Mode.DENSE else self._accumulators[cluster, at]
                 self._accumulators[cluster, at] = wrap(start + change, config.accumulator_bits)
         self._filled.add(entry)
         return self.count(layer, deltas)
@@ -258,8 +254,9 @@ class Golden:
         config = self.config
         nonzero = split(deltas, config) != 0
         # Items of every position, and of none outside the image.
-        low = np.append(nonzero[..., 0].sum(axis=1), 0)
-        high = np.append(nonzero[..., 1:].sum(axis=(1, 2)), 0)
+        lows = 1 if config.shifts > 1 else config.digits
+        low = np.append(nonzero[..., :lows].sum(axis=(1, 2)), 0)
+        high = np.append(nonzero[..., lows:].sum(axis=(1, 2)), 0)
         tap = taps(layer)
         low, high = low[tap].sum(axis=1), high[tap].sum(axis=1)  # of every output position
         lengths = row_lengths(low, high, config)

@@ -157,12 +157,8 @@ class GoldenBoard:
         word, depth = {
             Space.LAYERS: (size(LayerEntry), config.layers),
             Space.WEIGHTS: (word_bytes(config.columns, config.weight_bits), config.weight_rows),
-            Space.ACCUMULATORS: (
-                word_bytes(config.columns, config.accumulator_bits),
-                config.accumulator_rows,
-            ),
         }[space]
-        if space in (Space.WEIGHTS, Space.ACCUMULATORS) and bank >= config.clusters:
+        if space is Space.WEIGHTS and bank >= config.clusters:
             raise CommandError(Status.BAD_COMMAND)
         # Words that are whole and inside the memory are stored, whatever comes of the others.
         words = min(len(data) // word, max(depth - address, 0))
@@ -172,12 +168,9 @@ class GoldenBoard:
             golden.write_layers(address, entries)
             self._tile = None
             self._entries.update(enumerate(entries, address))
-        elif words and space is Space.WEIGHTS:
+        elif words:
             values = unpack_words(stored, config.columns, config.weight_bits)
             golden.write_weights(bank, address, values)
-        elif words:
-            values = unpack_words(stored, config.columns, config.accumulator_bits)
-            golden.write_accumulators(bank, address, values)
         if len(stored) != len(data):
             raise CommandError(Status.BAD_ADDRESS)
 
@@ -226,8 +219,7 @@ class GoldenBoard:
         if (
             layer is None
             or not all(layer[name] for name in _SIZES)
-            or layer["channels"] > config.channels
-            or layer["split"] > config.clusters
+            or any(layer[name] > value for name, value in config.largest.items())
             or layer["skew"] >= layer["split"]
             or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
         ):

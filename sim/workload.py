@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.sim.golden import shares
 
-__all__ = ["DELTAS", "Workload", "random_deltas", "random_weights", "random_workload"]
+__all__ = ["DELTAS", "Workload", "clearing_entry", "random_deltas", "random_weights", "random_workload"]
 
 DELTAS = ("full", "extreme", "temporal", "sparse", "zero")
 """Kinds of deltas that :func:`random_deltas` makes."""
@@ -17,13 +17,11 @@ DELTAS = ("full", "extreme", "temporal", "sparse", "zero")
 class Workload(NamedTuple):
     """A layer-table entry with what it needs in the memories.
 
-    ``weights`` has shape (clusters, rows, columns) and begins at the entry's ``weight_base``;
-    ``biases`` has shape (clusters, tiles, columns) and begins at its ``bias_base``.
+    ``weights`` has shape (clusters, rows, columns) and begins at the entry's ``weight_base``.
     """
 
     entry: dict[str, int]
     weights: NDArray[np.int64]
-    biases: NDArray[np.int64]
 
     @property
     def filled(self) -> list[int]:
@@ -41,8 +39,17 @@ class Workload(NamedTuple):
         accelerator.write_layers(number, [self.entry])
         for cluster, words in enumerate(self.weights):
             accelerator.write_weights(cluster, self.entry["weight_base"], words)
-        for cluster, words in enumerate(self.biases):
-            accelerator.write_accumulators(cluster, self.entry["bias_base"], words)
+
+
+def clearing_entry(config: Config) -> dict[str, int]:
+    """Make the fields of an entry whose dense run fills every accumulator with zero.
+
+    Its output positions but the first lie outside its image of one position, whose delta is to be
+    zero.
+    """
+    width = config.clusters * config.accumulator_rows
+    ones = "in_height in_width positions channels out_height kernel_height kernel_width tiles"
+    return dict.fromkeys(ones.split(), 1) | {"out_width": width, "split": config.clusters}
 
 
 def random_weights(
@@ -78,7 +85,7 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
         positions = int(image.prod())
         weight_rows = tiles * int(kernel.prod()) * channels
         free_weights = config.weight_rows - weight_rows
-        free_words = config.accumulator_rows - words - tiles
+        free_words = config.accumulator_rows - words
         if (
             words > rows
             or int(kernel.prod()) > config.list_depth
@@ -88,7 +95,6 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
             or min(free_weights, free_words) < 0
         ):
             continue
-        bias_base = int(rng.integers(0, free_words + 1))
         entry = {
             "in_height": int(image[0]),
             "in_width": int(image[1]),
@@ -106,15 +112,12 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
             "pad_left": int(pad[1]),
             "tiles": tiles,
             "weight_base": int(rng.integers(0, free_weights + 1)),
-            "accumulator_base": bias_base + tiles,
-            "bias_base": bias_base,
+            "accumulator_base": int(rng.integers(0, free_words + 1)),
             "split": split,
             "skew": int(rng.integers(0, split)),
         }
         weights = random_weights(rng, config, (config.clusters, weight_rows, config.columns))
-        half = 1 << config.accumulator_bits - 1
-        biases = rng.integers(-half, half, (config.clusters, tiles, config.columns))
-        return Workload(entry, weights, biases)
+        return Workload(entry, weights)
     raise ValueError(f"no layer of at most {rows} rows fits {config}")
 
 

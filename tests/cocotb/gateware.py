@@ -38,10 +38,9 @@ _ONES = (
 ).split()
 WARM_UP = Workload(
     dict.fromkeys(_ONES, 1)
-    | dict.fromkeys(["pad_top", "pad_left", "weight_base", "bias_base", "skew"], 0)
+    | dict.fromkeys(["pad_top", "pad_left", "weight_base", "skew"], 0)
     | {"channels": CONFIG.lanes},
     np.zeros((CONFIG.clusters, CONFIG.lanes, CONFIG.columns), np.int64),
-    np.zeros((CONFIG.clusters, 1, CONFIG.columns), np.int64),
 )
 """A layer of one position, in which every lane has work."""
 

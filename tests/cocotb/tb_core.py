@@ -101,12 +101,6 @@ class Bench:
                 link += self.command(
                     Opcode.WRITE, data, space=Space.WEIGHTS, bank=bank, address=row
                 )
-        for bank, words in enumerate(work.biases):
-            for row, word in enumerate(words, entry["bias_base"]):
-                data = pack_words(word[None], CONFIG.accumulator_bits)
-                link += self.command(
-                    Opcode.WRITE, data, space=Space.ACCUMULATORS, bank=bank, address=row
-                )
         return link
 
     def deltas(self, number: int, deltas: np.ndarray) -> bytes:

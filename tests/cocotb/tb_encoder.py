@@ -64,9 +64,10 @@ def expected(deltas: np.ndarray, channels: int) -> tuple[Items, Places]:
             break
         low = high = 0
         for channel in range(len(digits)):
-            for shift, digit in enumerate(digits[channel].tolist()):
+            for number, digit in enumerate(digits[channel].tolist()):
                 if not digit:
                     continue
+                shift = min(number, CONFIG.shifts - 1)
                 if shift:
                     items[base + slot - 1 - high] = channel, digit, shift
                     high += 1

@@ -33,7 +33,6 @@ class Row(NamedTuple):
     high: list[Entry]
     low_items: int
     high_items: int
-    first_of_tile: bool
     gap: int
 
 
@@ -59,7 +58,7 @@ def expected(entry: dict[str, int], share: int, places: np.ndarray) -> list[Row]
                 if high_count:
                     high.append((position * slot + slot - 1, int(high_count), row))
             sums = (sum(e[1] for e in low), sum(e[1] for e in high))
-            rows.append(Row(low, high, *sums, number == 0, gap))
+            rows.append(Row(low, high, *sums, gap))
             gap = 0
         gap += own.rest
     return rows
@@ -107,10 +106,25 @@ def wild_entry() -> dict[str, int]:
         "tiles": tiles,
         "weight_base": random.randint(0, room),
         "accumulator_base": 0,
-        "bias_base": 0,
         "split": split,
         "skew": random.randrange(split),
     }
+
+
+def geometry(entry: dict[str, int]) -> int:
+    taps = entry["kernel_height"] * entry["kernel_width"]
+    return pack(
+        geometry_of(CONFIG),
+        taps=taps,
+        held=CONFIG.held_taps(taps),
+        last_kernel_y=entry["kernel_height"] - 1,
+        last_kernel_x=entry["kernel_width"] - 1,
+        last_y=entry["out_height"] - 1,
+        last_tile=entry["tiles"] - 1,
+        slot_last=entry["channels"] * CONFIG.digits - 1,
+        split_x=entry["split"] * entry["stride_x"],
+        skew_x=entry["skew"] * entry["stride_x"],
+    )
 
 
 def lengths(row: Row) -> list[int]:
@@ -137,16 +151,10 @@ class Bench:
         places = random_places(entry)
         wanted = expected(entry, share, places)
         tap_count = entry["kernel_height"] * entry["kernel_width"]
-        ahead = CONFIG.list_depth // tap_count
+        ahead = CONFIG.rows_ahead(tap_count)
         slot = entry["channels"] * CONFIG.digits
         dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
-        dut.geometry.value = pack(
-            geometry_of(CONFIG),
-            taps=tap_count,
-            slot_last=slot - 1,
-            split_x=entry["split"] * entry["stride_x"],
-            skew_x=entry["skew"] * entry["stride_x"],
-        )
+        dut.geometry.value = geometry(entry)
         dut.share.value = share
         await pulse(dut, "start")
 
@@ -175,12 +183,11 @@ class Bench:
                     assert row.low_last == (row.low_first + len(want.low) - 1) % SLOTS, where
                 got = [row.low[lane] for lane in range(CONFIG.lanes)]
                 assert (got, row.high) == (lengths(want), want.high_items), where
-                assert row.first_of_tile == want.first_of_tile, where
                 # The walk waits for room and for nothing else.
                 room = freed[number - ahead] if number >= ahead else 0
                 walked = max(walked + want.gap, room) + tap_count
                 assert cycle == walked + LATENCY, f"{where}: pushed, but wanted at {walked}"
-                held += tap_count
+                held += CONFIG.held_taps(tap_count)
                 assert held <= CONFIG.list_depth, where
                 pending.append(
                     max(cycle + random.randint(2, longest), pending[-1] + 1 if pending else 0)
@@ -204,7 +211,7 @@ class Bench:
             if free:
                 pending.popleft()
                 freed.append(cycle)
-                held -= tap_count
+                held -= CONFIG.held_taps(tap_count)
             if is_stopped:
                 break
             quiet = 0 if number < len(wanted) or pending else quiet + 1
@@ -259,10 +266,11 @@ async def a_run_ends_anywhere(dut: Any, signal: str) -> None:
 async def an_entry_with_more_rows_than_words_overruns(dut: Any) -> None:
     bench = Bench(dut)
     await start(dut)
-    entry = wild_entry() | {"tiles": 60_000, "weight_base": 0}
+    entry = wild_entry() | {"tiles": CONFIG.accumulator_rows, "weight_base": 0}
+    entry |= {"out_height": 2, "out_width": 2, "split": 1, "skew": 0}
     dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
-    taps_ = entry["kernel_height"] * entry["kernel_width"]
-    dut.geometry.value = pack(geometry_of(CONFIG), taps=taps_, split_x=1, skew_x=0)
+    dut.geometry.value = geometry(entry)
+    dut.share.value = 0
     await pulse(dut, "start")
     rows = 0
     while True:

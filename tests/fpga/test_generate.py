@@ -91,7 +91,7 @@ def test_the_manifest_describes_the_device(text: str) -> None:
     assert manifest["derived"] == {
         "delta_bits": 9,
         "max_delta": 255,
-        "digits": 3,
+        "digits": 4,
         "multipliers": 16,
     }
     assert manifest["protocol"]["opcodes"]["IDENTIFY"] == 1
@@ -103,7 +103,6 @@ def test_the_manifest_describes_the_device(text: str) -> None:
         "depth": 64,
         "word_bytes": 4,
     }
-    assert spaces["ACCUMULATORS"]["word_bytes"] == 16
     assert spaces["LAYERS"]["word_bytes"] == 32
     assert spaces["DELTAS"]["word_bytes"] is None
     memories = {memory["name"]: memory["bytes"] for memory in manifest["memories"]}

@@ -29,9 +29,9 @@ def expected(deltas: np.ndarray, config: Config) -> list[tuple[Items, Items]]:
     result = []
     for position in split(deltas, config).tolist():
         items = [
-            (channel, digit, shift)
+            (channel, digit, min(number, config.shifts - 1))
             for channel, digits in enumerate(position)
-            for shift, digit in enumerate(digits)
+            for number, digit in enumerate(digits)
             if digit
         ]
         low = [item for item in items if not item[2]]
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_reported_and_not_written() -> None:
     lists, outputs = encode(config, [deltas])
     assert len(lists) == 4 and outputs["exact"] == 0
 
-    config = Config(item_depth=96, channels=32)
+    config = Config(item_depth=128, channels=32)
     deltas = np.ones((4, 9), int)  # 27 items reserved each: three fit
     lists, outputs = encode(config, [deltas])
     assert len(lists) == 3 and outputs["exact"] == 0

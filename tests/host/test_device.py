@@ -119,15 +119,12 @@ def exercise(device: Accelerator) -> list[Any]:
         "tiles": 2,
         "weight_base": 2,
         "accumulator_base": 10,
-        "bias_base": 3,
         "reserved": 0,
     }
     device.reset()
     device.write_layers(1, [entry, entry | {"stride_x": 2, "out_width": 3}])
     for cluster in range(config.clusters):
         device.write_weights(cluster, 0, rng.integers(least, half, (140, config.columns)))
-        biases = rng.integers(-99999, 99999, (30, config.columns))
-        device.write_accumulators(cluster, 0, biases)
     seen: list[Any] = []
     for mode in (Mode.DENSE, Mode.TEMPORAL, Mode.TEMPORAL, Mode.DENSE):
         for number in (1, 2):
@@ -174,7 +171,8 @@ def test_bad_cable(seed: int) -> None:
     rates = FaultRates(drop=4e-4, flip=4e-4, duplicate=4e-4, insert=4e-4)
     board = GoldenBoard(CONFIG)
     link = FaultyTransport(board, seed=seed, to_device=rates, from_device=rates)
-    device = Device(link, timeout=0.002, tries=20)
+    # An answer of 1 KiB passes such a cable once in five times.
+    device = Device(link, timeout=0.002, tries=100)
     assert exercise(device) == exercise(Golden(CONFIG))
     assert link.faults > 0 and board.executed.count(Opcode.RUN) == 8
 
@@ -226,7 +224,7 @@ def test_another_configuration_is_refused() -> None:
     [
         (b"DOTT", "no Ditto behind this link: it identifies as b'DOTT' instead of b'DITT'"),
         (b"", "no Ditto behind this link"),
-        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 2"),
+        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 3"),
         (
             identity(bytes(8), CONFIG.pack()),
             f"digest {bytes(8).hex()} for parameters that have {CONFIG.digest.hex()}",
@@ -245,14 +243,13 @@ def test_other_devices_are_refused(answer: bytes, message: str) -> None:
 
 
 def test_frames_that_hold_no_word() -> None:
-    config = Config(clusters=2, columns=16, accumulator_bits=32, frame_bytes=79)
+    config = Config(clusters=2, columns=64, frame_bytes=79)
     with pytest.raises(DeviceError, match=r"frame_bytes = 79 bytes, but a memory word needs 80"):
         device_of(GoldenBoard(config))
-    device = device_of(GoldenBoard(replace(config, frame_bytes=80)))
-    words = np.arange(96).reshape(2, 3, 16)
-    for cluster in range(2):
-        device.write_accumulators(cluster, 0, words[cluster])
-    assert device.read_accumulators(1, 2).tolist() == words[:, 1:].tolist()
+    board = GoldenBoard(replace(config, frame_bytes=80))
+    words = np.arange(192).reshape(3, 64) - 99
+    device_of(board).write_weights(1, 2, words)
+    assert board.golden._weights[1, 2:5].tolist() == words.tolist()
 
 
 def test_reset_in_the_middle() -> None:
@@ -282,16 +279,14 @@ def test_refused_commands_say_what_was_asked() -> None:
     assert caught.value.status is Status.BAD_LAYER
     for refused in (
         lambda: device.write_weights(0, 1020, np.zeros((5, 5), int)),
-        lambda: device.write_accumulators(0, 2048, np.zeros((1, 5), int)),
         lambda: device.read_accumulators(2000, 49),
         lambda: device.write_layers(64, [dict.fromkeys(unpack(LayerEntry, bytes(32)), 0)]),
         lambda: device.write_deltas(64, np.zeros((1, 5), int)),
     ):
         with pytest.raises(CommandError, match="BAD_ADDRESS"):
             refused()
-    for write in (device.write_weights, device.write_accumulators):
-        with pytest.raises(CommandError, match="BAD_COMMAND: cluster 3"):
-            write(3, 0, np.zeros((1, 5), int))
+    with pytest.raises(CommandError, match="BAD_COMMAND: cluster 3"):
+        device.write_weights(3, 0, np.zeros((1, 5), int))
     with pytest.raises(ValueError, match="weights are at least -63, not -64"):
         device.write_weights(0, 0, np.full((1, 5), -64))
     with pytest.raises(ValueError, match=r"words are of shape \(rows, 5\), not \(1, 4\)"):
@@ -331,7 +326,6 @@ def test_sequence_rules() -> None:
 def test_commands_that_make_no_sense() -> None:
     raw = Raw()
     raw(0, Opcode.IDENTIFY)
-    word = bytes(14)
     fields: dict[str, Any]
     for sequence, (want, op, fields) in enumerate(
         [
@@ -339,10 +333,9 @@ def test_commands_that_make_no_sense() -> None:
             (Status.BAD_ADDRESS, Opcode.READ, {"count": 1, "size": 0}),
             (Status.BAD_ADDRESS, Opcode.READ, {"count": 1, "size": 15}),
             (Status.OK, Opcode.READ, {"count": 1, "size": 14}),
-            (Status.BAD_ADDRESS, Opcode.WRITE, {"space": Space.ACCUMULATORS, "data": word[1:]}),
-            (Status.OK, Opcode.WRITE, {"space": Space.ACCUMULATORS, "data": word}),
+            (Status.BAD_ADDRESS, Opcode.WRITE, {"space": Space.WEIGHTS, "data": bytes(14)}),
+            (Status.OK, Opcode.WRITE, {"space": Space.WEIGHTS, "data": bytes(15)}),
             (Status.BAD_COMMAND, Opcode.WRITE, {"space": Space.WEIGHTS, "bank": 3}),
-            (Status.BAD_COMMAND, Opcode.WRITE, {"space": Space.ACCUMULATORS, "bank": 3}),
             (Status.BAD_ADDRESS, Opcode.RUN, {"address": 64}),
             (Status.BAD_LAYER, Opcode.RUN, {"address": 63}),
             (Status.BAD_LAYER, Opcode.WRITE, {"space": Space.DELTAS, "address": 63}),
@@ -386,10 +379,10 @@ def test_runs_that_make_no_sense() -> None:
 
 
 def test_room_for_the_worst_deltas_is_needed() -> None:
-    config = replace(CONFIG, item_depth=96, positions=100, channels=8)
+    config = replace(CONFIG, item_depth=128, positions=100, channels=8)
     device = device_of(GoldenBoard(config))
     ones = dict.fromkeys(unpack(LayerEntry, bytes(32)), 1) | dict.fromkeys(ZEROS, 0)
-    for number, width in enumerate((32, 33)):  # of three digits each
+    for number, width in enumerate((32, 33)):  # of four digits each
         device.write_layers(
             number, [ones | {"in_width": width, "out_width": width, "positions": width}]
         )

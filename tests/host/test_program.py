@@ -40,7 +40,7 @@ def plain(layer: Linear, q: np.ndarray, image: tuple[int, int]) -> np.ndarray:
     x = (q - layer.zero_point).reshape(*image, layer.channels)
     x = np.pad(x, ((top, bottom), (left, right), (0, 0)))
     height, width = layer.output_image(image)
-    result = np.zeros((height, width, layer.outputs), np.int64) + layer.bias
+    result = np.zeros((height, width, layer.outputs), np.int64)
     for i in range(layer.kernel[0]):
         for j in range(layer.kernel[1]):
             w = layer.weights[:, i * layer.kernel[1] + j].astype(np.int64)
@@ -146,7 +146,7 @@ def test_positions_and_tiles_are_spread_over_the_clusters(
     entry = placement.bands[0].entry
     assert (entry["split"], entry["tiles"]) == (split, tiles)
     assert program.weight_rows == tiles * 7
-    assert program.accumulator_rows == tiles * (1 + -(-positions // split))
+    assert program.accumulator_rows == tiles * -(-positions // split)
 
 
 def test_shares_run_diagonally_so_that_none_has_all_of_a_border() -> None:
@@ -198,12 +198,12 @@ def test_what_does_not_fit_is_named_with_the_sizes() -> None:
 def test_accumulators_cannot_overflow() -> None:
     layer = layer_of(1, 4, kind="linear")
     layer.weights[:] = 127
-    layer.bias[:] = 0
     # 4 * 127 * -128 = -65024 needs 17 bits, but a product of 9 and 8 bits needs as many.
     assert layer.largest == 65024
     assert suggest([layer], [(1, 1, 4)], CONFIG).accumulator_bits == 17
-    layer.bias[:] = -513
-    assert suggest([layer], [(1, 1, 4)], CONFIG).accumulator_bits == 18
+    layer = layer_of(1, 5, kind="linear")
+    layer.weights[:] = 127
+    assert suggest([layer], [(1, 1, 5)], CONFIG).accumulator_bits == 18
 
 
 def test_weights_and_activations_must_fit_their_widths() -> None:
