@@ -1,8 +1,8 @@
 """Quantization of a float ONNX model to int8, by onnxruntime's own tools.
 
 Activations are symmetric with one scale per tensor, the same in every step; weights are symmetric
-with one scale per output channel. Only the inputs of convolutions and matrix products are quantized:
-outputs stay as the accumulators give them.
+with one scale per output channel. Only the inputs of convolutions and matrix products are
+quantized: outputs stay as the accumulators give them.
 """
 
 import contextlib
