@@ -147,6 +147,13 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="what a step starts from: the step before, or zero (default: temporal)",
     )
     add(
+        "--tau",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="leave differences of at most N in the residual; 0 is exact (default: 0)",
+    )
+    add(
         "--check",
         action="store_true",
         help="compare every layer of every step with the golden model",
@@ -343,6 +350,7 @@ def _denoise(options: argparse.Namespace) -> int:
             mode=Mode[options.mode.upper()],
             check=options.check,
             jobs=jobs,
+            tau=options.tau,
             on_step=on_step,
         )
         facts = report(
@@ -355,6 +363,7 @@ def _denoise(options: argparse.Namespace) -> int:
             samples=options.samples,
             seed=options.seed,
             eta=options.eta,
+            tau=options.tau,
             checked=options.check,
         )
         pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
