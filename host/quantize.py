@@ -11,14 +11,24 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["METHODS", "OPSET", "QuantizeError", "load_calibration", "quantize"]
+from ditto.host.samplers import DDIM, Schedule, inputs_of
+from ditto.host.trace import draw_batch, evaluator_of
+
+__all__ = [
+    "METHODS",
+    "OPSET",
+    "QuantizeError",
+    "draw_calibration",
+    "load_calibration",
+    "quantize",
+]
 
 METHODS = {"max": "max-abs", "percentile": "99.9th percentile"}
 """Where a scale's range ends: largest magnitude seen, or a percentile of the magnitudes."""
@@ -54,9 +64,86 @@ def load_calibration(path: Path | str) -> dict[str, NDArray[Any]]:
         raise QuantizeError(f"{path} is not a usable .npz file: {error}") from error
 
 
+def draw_calibration(
+    source: Path | str,
+    on_step: OnFeed | None = None,
+    *,
+    samples: int = 8,
+    steps: int = 50,
+    seed: int = 1 << 20,
+) -> dict[str, NDArray[Any]]:
+    """Draw calibration data with the float model: the inputs of all steps of some images.
+
+    Half of the images are drawn with DDIM, and as many with DDPM.
+
+    Parameters
+    ----------
+    source
+        The float file, a network that predicts the noise in a sample at a timestep.
+    on_step
+        Called after each step with the steps of images that are done, and all of them.
+    samples
+        Images for each sampler.
+    steps
+        Steps of an image.
+    seed
+        Seed of the noise; not one that images are likely to be compared with.
+
+    Raises
+    ------
+    ModelError
+        If it is no such network.
+    """
+    proto = _load(source)
+    shape, make = inputs_of(_Described(str(source), _described(proto, source), proto))
+    evaluator = evaluator_of(proto)
+    schedule = Schedule.from_metadata({entry.key: entry.value for entry in proto.metadata_props})
+    steps = min(steps, schedule.train_steps)
+    batch = _batch(proto, source, samples)
+    found: list[dict[str, NDArray[Any]]] = []
+
+    def predict(feed: dict[str, NDArray[Any]], timestep: int) -> NDArray[np.float32]:
+        found.append(feed)
+        if on_step is not None:
+            on_step(len(found) * batch, 2 * samples * steps)
+        return evaluator.run(feed)[0]
+
+    for eta in (0.0, 1.0):
+        sampler = DDIM(schedule, steps=steps, eta=eta)
+        for first in range(0, samples, batch):
+            chunk = range(first, min(first + batch, samples))
+            draw_batch(predict, make, shape, sampler, chunk, seed=seed, classes=schedule.classes)
+    return {name: np.concatenate([feed[name] for feed in found]) for name in found[0]}
+
+
+class _Described(NamedTuple):
+    """What :func:`ditto.host.samplers.inputs_of` asks of a model."""
+
+    name: str
+    inputs: dict[str, tuple[tuple[int, ...], Any]]
+    proto: onnx.ModelProto
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(output.name for output in self.proto.graph.output)
+
+
+def _described(
+    model: onnx.ModelProto, source: Path | str
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape and type of every input, with a batch of 1."""
+    _batch(model, source, 1)
+    return {
+        name: (
+            tuple(dim.dim_value if i else 1 for i, dim in enumerate(tensor.shape.dim)),
+            helper.tensor_dtype_to_np_dtype(tensor.elem_type),
+        )
+        for name, tensor in _inputs(model).items()
+    }
+
+
 def quantize(
     source: Path | str,
-    target: Path | str,
     calibration: Mapping[str, NDArray[Any]],
     *,
     method: str = "max",
@@ -70,8 +157,6 @@ def quantize(
     ----------
     source
         The float file.
-    target
-        The int8 file to write.
     calibration
         One array for each input of the model; the first axis counts samples. They show the range of
         every activation, so they should be the inputs of all steps of some real trajectories.
@@ -87,7 +172,7 @@ def quantize(
     Returns
     -------
     onnx.ModelProto
-        What was written.
+        The int8 model.
 
     Raises
     ------
@@ -149,7 +234,6 @@ def quantize(
     properties = {entry.key: entry.value for entry in model.metadata_props}
     properties |= {"ditto.scales": METHODS[method], **(metadata or {})}
     helper.set_model_props(result, properties)
-    onnx.save(result, str(target))
     return result
 
 
