@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.host import png
-from ditto.host.analysis import CLASSES, Analysis, Setting
+from ditto.host.analysis import CLASSES, Analysis
 
 __all__ = ["render"]
 
@@ -136,7 +136,8 @@ def _head(facts: Facts) -> str:
 
 def _summary(facts: Facts) -> str:
     blocks = []
-    for run in facts["runs"]:
+    runs = facts["runs"]
+    for run in [run for run in runs if not run["tau"]] or runs:
         means, bits, cycles = run["means"], run["means"]["bit_operations"], run["cycles"]
         compared = run["quality"].get("float") or run["quality"].get("lossless")
         against = "float" if "float" in run["quality"] else "no threshold"
@@ -169,8 +170,32 @@ def _summary(facts: Facts) -> str:
     return (
         '<section id="summary"><h2>In short</h2>'
         "<p>Shares of values in %, weighted by multiplications.</p>"
-        f"{_legend()}{''.join(blocks)}</section>"
+        f"{_legend()}{''.join(blocks)}{_runs(facts) if len(runs) > 1 else ''}</section>"
     )
+
+
+def _runs(facts: Facts) -> str:
+    """Make a table of all runs."""
+    heads = ["run", "scales", "zero %", "narrow %", "wide %", "over %"]
+    heads += ["bit operations %", "best mode of each layer %", "cycles ratio", "PSNR, dB", "SSIM"]
+    rows = []
+    for run in facts["runs"]:
+        means, compared = run["means"], run["quality"].get(facts["against"])
+        bits = means["bit_operations"]
+        rows.append(
+            [
+                _title(run),
+                escape(facts["scales"]),
+                *(_percent(means["temporal"][name]) for name in CLASSES[:3]),
+                _percent(means["temporal"]["over"], 3),
+                _percent(bits["temporal"]),
+                _percent(bits["best"]),
+                _number(run["cycles"] and run["cycles"]["ratio"], 2),
+                _number(compared and compared["psnr"]),
+                _number(compared and compared["ssim"], 4),
+            ]
+        )
+    return f"<h3>All runs, temporal differences</h3>{_table(heads, rows, sortable=True)}"
 
 
 def _advice(lines: Sequence[str]) -> str:
@@ -265,20 +290,18 @@ def _grid(images: NDArray[np.float32], caption: str) -> str:
 def _images(analysis: Analysis) -> str:
     blocks = []
     for key in dict.fromkeys(setting._replace(tau=0) for setting in analysis.images):
-        figures = []
+        rows = []
         exact = analysis.exact.get(key)
-        if exact is not None:
-            figures.append(_grid(exact, "A: float"))
         for setting, images in analysis.images.items():
             if setting._replace(tau=0) != key:
                 continue
             suffix = f", tau {setting.tau}" if setting.tau else ""
-            figures.append(_grid(images, f"B: int8{suffix}"))
+            figures = [_grid(images, f"B: int8{suffix}")]
             if exact is not None:
+                figures.insert(0, _grid(exact, "A: float"))
                 figures.append(_grid(np.abs(images - exact) - 1, f"|A − B|{suffix}"))
-        blocks.append(
-            f'<h3>{Setting(*key).sampler}</h3><div class="grids">{"".join(figures)}</div>'
-        )
+            rows.append(f'<div class="grids">{"".join(figures)}</div>')
+        blocks.append(f"<h3>{key.sampler}</h3>{''.join(rows)}")
     return (
         '<section id="images"><h2>Images</h2><p>Each from the same noise.</p>'
         f"{''.join(blocks)}</section>"
@@ -296,7 +319,7 @@ def _maps(run: Facts) -> Iterable[tuple[str, list[list[float]]]]:
 
 
 _MAPS = {
-    "zero": "Temporal differences that are zero, %",
+    "zero": "Temporal differences that are zero, % (the first step has none)",
     "bits": "Bit operations of temporal differences against dense 8-bit, % (first step: dense)",
 }
 
@@ -324,7 +347,7 @@ def _steps(run: Facts) -> str:
     steps = run["by_step"][1:]
     if len(steps) < 2:
         return ""
-    width, height = 640, 160
+    width, height = 480, 150
 
     def x(i: int) -> float:
         return 40 + (width - 50) * i / (len(steps) - 1)
