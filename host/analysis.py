@@ -467,7 +467,7 @@ def _run(
         "whole_run": float(mean(run_bits)),
     }
     cycles = statistics.cycles.sum(axis=0) / samples
-    by_step = [
+    steps: list[dict[str, Any]] = [
         {"step": step, "timestep": timestep}
         | {kind: _named(mean(classes[:, k, step]), CLASSES) for k, kind in enumerate(KINDS)}
         | {
@@ -485,7 +485,7 @@ def _run(
         "traffic": _total_traffic(layers, config),
         "state": _state(traced, config),
         "layers": layers,
-        "by_step": by_step,
+        "by_step": steps,
     }
 
 

@@ -104,7 +104,8 @@ class _Onnxruntime:
         )
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return list(self._session.run(None, dict(feed)))
+        outputs: Any = self._session.run(None, dict(feed))
+        return list(outputs)
 
 
 class _FastConv(OpRun):
@@ -359,21 +360,18 @@ class Traced:
         graph.input.append(helper.make_tensor_value_info(f"{name}/before", kind, None))
         node.output[0] = f"{name}/exact"
 
-        def part(op: str, *inputs: str, to: str, **attributes: Any) -> onnx.NodeProto:
-            return helper.make_node(op, [f"{name}/{i}" for i in inputs], [to], **attributes)
-
-        wide = {"to": TensorProto.INT32}
-        magnitude = helper.make_node(
-            "Greater", [f"{name}/magnitude", "ditto/tau"], [f"{name}/counts"]
-        )
+        new, old = f"{name}/new", f"{name}/old"
+        delta, magnitude, counts = f"{name}/delta", f"{name}/magnitude", f"{name}/counts"
+        wide: dict[str, Any] = {"to": TensorProto.INT32}
+        back: dict[str, Any] = {"to": kind}
         return [
-            helper.make_node("Cast", [f"{name}/exact"], [f"{name}/new"], **wide),
-            helper.make_node("Cast", [f"{name}/before"], [f"{name}/old"], **wide),
-            part("Sub", "new", "old", to=f"{name}/delta"),
-            part("Abs", "delta", to=f"{name}/magnitude"),
-            magnitude,
-            part("Where", "counts", "new", "old", to=f"{name}/applied"),
-            helper.make_node("Cast", [f"{name}/applied"], [name], to=kind),
+            helper.make_node("Cast", [f"{name}/exact"], [new], **wide),
+            helper.make_node("Cast", [f"{name}/before"], [old], **wide),
+            helper.make_node("Sub", [new, old], [delta]),
+            helper.make_node("Abs", [delta], [magnitude]),
+            helper.make_node("Greater", [magnitude, "ditto/tau"], [counts]),
+            helper.make_node("Where", [counts, new, old], [f"{name}/applied"]),
+            helper.make_node("Cast", [f"{name}/applied"], [name], **back),
         ]
 
     def _probe(self, found: list[tuple[str, onnx.NodeProto, tuple[str, ...]]]) -> int | None:
