@@ -1,6 +1,9 @@
 import csv
 import io
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +201,43 @@ def test_page_is_whole_and_needs_nothing_else(result: Analysis, tmp_path: Path) 
         assert page.render(result).count("</script>") == 2
     finally:
         result.facts["runs"][0]["layers"][0]["name"] = "first/Conv"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
+    """Sort the layers by zeros, twice; point at a heat map; nothing is wider than the window."""
+    probe = """<script>
+    const table = document.querySelector("details table.sortable");
+    const button = table.querySelectorAll("thead button")[4], orders = [];
+    for (const turn of [0, 1]) {
+      button.click();
+      orders.push([...table.tBodies[0].rows].map(row => row.cells[4].textContent).join(" "));
+    }
+    const image = document.querySelector("img[data-map]"), box = image.getBoundingClientRect();
+    image.dispatchEvent(new PointerEvent("pointermove",
+      {clientX: box.right - 2, clientY: box.bottom - 2}));
+    const said = image.closest("figure").querySelector("output").textContent;
+    const wide = document.documentElement.scrollWidth - innerWidth;
+    document.body.innerHTML = `<p>[${orders.join("|")}][${said}][${wide}]</p>`;
+    </script>"""
+    path = tmp_path / "page.html"
+    path.write_text(page.render(result).replace("</html>", probe + "</html>"), "utf-8")
+    assert CHROMIUM is not None
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
+    found = re.search(r"\[([^\]]*)\|([^\]]*)\]\[([^\]]*)\]\[([^\]]*)\]", done.stdout)
+    assert found is not None, done.stderr
+    layers = result.facts["runs"][0]["layers"]
+    zeros = sorted((layer["temporal"]["zero"] for layer in layers), reverse=True)
+    texts = [f"{100 * zero:.1f}" for zero in zeros]
+    assert found[1].split() == texts
+    assert found[2].split() == texts[::-1]
+    last = layers[-1]
+    zero = round(100 * last["by_step"]["temporal"]["zero"][-1], 1)
+    assert found[3] == f"{last['name']}, step 3: {zero:g} %"
+    assert int(found[4]) <= 0
