@@ -200,7 +200,7 @@ def test_threshold_leaves_small_differences_in_the_residual(
         image = taken.reshape(1, 6, 6, 1).transpose(0, 3, 1, 2)
         want = plain.evaluate(0, image.astype(np.float32) * layer.input_scale)
         np.testing.assert_array_equal(got, want)
-        x = x + np.float32(0.04) * rng.standard_normal(x.shape, np.float32)
+        x = (x + 0.04 * rng.standard_normal(x.shape)).astype(np.float32)
     assert held > 20
     runs = [run.counters for run in executor.runs]
     assert sum(run.zero for run in runs[1:]) > 60

@@ -2,13 +2,14 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ditto.host.quality import FEATURES, decibels, features, frechet, psnr, ssim
 
 
-def images(count: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+def images(count: int, seed: int = 0) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
-    return (rng.uniform(-0.5, 0.5, (count, 1, 9, 8)) + shift).astype(np.float32)
+    return (rng.uniform(-0.5, 0.5, (count, 1, 9, 8))).astype(np.float32)
 
 
 def test_psnr() -> None:
@@ -45,7 +46,7 @@ def test_frechet_needs_samples() -> None:
 
 def test_frechet_grows_with_the_difference() -> None:
     a, b = images(80), images(80, seed=1)
-    same, near, far = (frechet(a, x) for x in (b, b + 0.2, b + 0.8))
+    same, near, far = (frechet(a, x) for x in (b, b + np.float32(0.2), b + np.float32(0.8)))
     assert same is not None and near is not None and far is not None
     assert same < near < far
     # Of sets that differ in their mean alone, it is the squared distance of the means.

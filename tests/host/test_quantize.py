@@ -106,7 +106,7 @@ def test_older_operators_are_converted(make_graph: Any, tmp_path: Path) -> None:
 
 def test_files_of_calibration_data(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
-    np.savez(path, **samples())
+    np.savez(path, sample=samples()["sample"])
     assert load_calibration(path)["sample"].shape == (20, 2, 4, 4)
     path.write_bytes(b"no archive")
     with pytest.raises(QuantizeError, match=r"data\.npz is not a usable \.npz file: "):
