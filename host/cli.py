@@ -9,9 +9,11 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ _KNOWN = (
     ("ditto.host.model", "ModelError", _FAILED),
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
+    ("ditto.host.quantize", "QuantizeError", _FAILED),
     ("ditto.host.transport", "LinkError", _FAILED),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
     ("ditto.sim.verilate", "MissingToolError", _TOOL),
@@ -111,9 +114,87 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-q", "--quiet", action="store_true", help="print results only")
     common.add_argument("--debug", action="store_true", help="show where an error comes from")
-    for add in (_add_denoise, _add_generate, _add_identify):
+    for add in (_add_quantize, _add_analyze, _add_denoise, _add_generate, _add_identify):
         add(verbs, common)
     return parser
+
+
+def _add_quantize(verbs: Any, common: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "quantize",
+        parents=[common],
+        help="quantize a float model to int8",
+        description="Quantize a float ONNX model to int8 with onnxruntime's own tools: one scale "
+        "for each activation, the same in every step, and one for each output channel of weights.",
+    )
+    parser.set_defaults(run=_quantize)
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="float model")
+    add("-o", "--output", type=Path, required=True, metavar="ONNX", help="int8 model to write")
+    add(
+        "--calibration",
+        type=Path,
+        metavar="NPZ",
+        help="one array for each input of the model, samples along the first axis: the inputs of "
+        "all steps of some trajectories (default: drawn with the model itself, DDIM and DDPM, 8 "
+        "images of 50 steps each)",
+    )
+    add(
+        "--method",
+        choices=("max", "percentile"),
+        default="max",
+        help="where a scale ends: the largest magnitude, or the 99.9th percentile (default: max)",
+    )
+
+
+def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
+    parser = verbs.add_parser(
+        "analyze",
+        parents=[common],
+        help="show what temporal differences would save on a model, where, and at what quality",
+        description="Draw images with an int8 model, and report for each layer and step what "
+        "temporal differences would save: values by size, bit operations, cycles, memory traffic, "
+        "state, and the quality of the images.",
+    )
+    parser.set_defaults(run=_analyze)
+    add = parser.add_argument
+    add("model", nargs="?", type=Path, metavar="MODEL", help="int8 model (default: the demo model)")
+    add("-o", "--output", type=Path, required=True, metavar="HTML", help="report to write")
+    add("--json", type=Path, metavar="FILE", help="write the same figures as JSON")
+    add("--csv", type=Path, metavar="FILE", help="write a row for each run, layer and step")
+    add("--float", type=Path, metavar="ONNX", help="float model to compare the images with")
+    add(
+        "--steps",
+        type=_list(_positive),
+        default=[50],
+        metavar="N,…",
+        help="denoising steps (default: 50)",
+    )
+    add(
+        "--eta",
+        type=_list(_fraction),
+        default=[0.0],
+        metavar="X,…",
+        help="fresh noise in each step: 0 is DDIM, 1 is DDPM (default: 0)",
+    )
+    add(
+        "--tau",
+        type=_list(_natural),
+        default=[0],
+        metavar="N,…",
+        help="thresholds to compare: differences of at most N stay in the residual (default: 0)",
+    )
+    add(
+        "--min-psnr",
+        type=_number(float, lambda x: x > 0, "a number above 0"),
+        default=30.0,
+        metavar="DB",
+        help="least PSNR for a threshold to be suggested, against the float model if there is one, "
+        "otherwise against no threshold (default: 30)",
+    )
+    add("--samples", type=_positive, default=16, metavar="N", help="images (default: 16)")
+    add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    _add_config(parser)
 
 
 def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -145,6 +226,13 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         choices=("temporal", "dense"),
         default="temporal",
         help="what a step starts from: the step before, or zero (default: temporal)",
+    )
+    add(
+        "--tau",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="leave differences of at most N in the residual; 0 is exact (default: 0)",
     )
     add(
         "--check",
@@ -259,6 +347,148 @@ _natural = _number(int, lambda n: n >= 0, "a number of at least 0")
 _fraction = _number(float, lambda x: 0 <= x <= 1, "a number in 0..1")
 
 
+def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return a parser of values between commas, which leaves out what comes twice."""
+    return lambda text: list(dict.fromkeys(kind(part) for part in text.split(",")))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120, highlight=False)
+
+
+@contextmanager
+def _bar(console: "Console", quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar, if there is a terminal to show it on."""
+    if quiet or not console.is_terminal:
+        yield lambda done, total, what: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("")
+        yield lambda done, total, what: progress.update(
+            task, completed=done, total=total, description=what
+        )
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ditto.host.output import OutputFile
+    from ditto.host.quantize import METHODS, draw_calibration, load_calibration, quantize
+
+    # The bar goes to standard error: onnxruntime prints to the other one, which is closed to it.
+    with OutputFile(options.output) as output, _bar(Console(stderr=True), options.quiet) as bar:
+        if options.calibration is None:
+            data = draw_calibration(options.model, lambda a, b: bar(a, b, "trajectories"))
+        else:
+            data = load_calibration(options.calibration)
+        result = quantize(
+            options.model,
+            data,
+            method=options.method,
+            on_feed=lambda a, b: bar(a, b, "calibrating"),
+        )
+        output.write(result.SerializeToString())
+    count = len(next(iter(data.values())))
+    print(f"scales: {METHODS[options.method]} over {count} samples")
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from ditto.host import page
+    from ditto.host.advice import advice, thresholds
+    from ditto.host.analysis import Setting, analyze
+    from ditto.host.model import read
+    from ditto.host.output import OutputFile
+    from ditto.host.samplers import Schedule
+    from ditto.host.table import write_csv
+
+    given = [path for path in (options.output, options.json, options.csv) if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise UsageError("report, JSON and CSV cannot be the same file")
+    path = options.model or Path(str(files("ditto.host").joinpath("models/digits16.int8.onnx")))
+    proto = read(path)
+    schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
+    _check_steps(max(options.steps), schedule.train_steps)
+    settings = [Setting(*s) for s in product(options.steps, options.eta, options.tau)]
+    console = _console()
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(OutputFile(path)) for path in given]
+        with _bar(console, options.quiet) as bar:
+            result = analyze(
+                proto,
+                settings,
+                config=config,
+                samples=options.samples,
+                seed=options.seed,
+                name=str(path),
+                exact=None if options.float is None else read(options.float),
+                on_progress=bar,
+            )
+        facts = result.facts
+        facts["threshold"] = thresholds(facts, options.min_psnr)
+        facts["advice"] = advice(facts)
+        texts = {options.output: page.render(result)}
+        if options.json:
+            texts[options.json] = json.dumps(facts, indent=1, allow_nan=False) + "\n"
+        if options.csv:
+            texts[options.csv] = write_csv(facts)
+        for output in outputs:
+            output.write(texts[output.path].encode())
+    _print_analysis(console, facts)
+    for path in given:
+        print(f"wrote {path}")
+    return 0
+
+
+def _print_analysis(console: "Console", facts: dict[str, Any]) -> None:
+    """Print the means of every run, and what to do next."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table.add_column("run")
+    for head in (
+        "zero\n%",
+        "narrow\n%",
+        "wide\n%",
+        "bit operations\n%",
+        "cycles\nratio",
+        "PSNR\ndB",
+    ):
+        table.add_column(head, justify="right", no_wrap=True)
+    for run in facts["runs"]:
+        means, compared = run["means"], run["quality"].get(facts["against"])
+        psnr = compared["psnr"] if compared else None
+        table.add_row(
+            run["sampler"] + (f", tau {run['tau']}" if run["tau"] else ""),
+            *(f"{100 * means['temporal'][name]:.1f}" for name in ("zero", "narrow", "wide")),
+            f"{100 * means['bit_operations']['temporal']:.1f}",
+            f"{run['cycles']['ratio']:.2f}" if run["cycles"] else "-",
+            "-" if psnr is None else f"{psnr:.1f}",
+        )
+    console.print(table)
+    print(
+        f"temporal differences, scales: {facts['scales']}; bit operations against a dense 8-bit "
+        "array"
+    )
+    for line in facts["advice"]:
+        print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  "))
+
+
+def _check_steps(steps: int, limit: int) -> None:
+    if steps > limit:
+        raise UsageError(
+            f"--steps {steps} is more than the {limit} steps that the model was trained with"
+        )
+
+
 def _generate(options: argparse.Namespace) -> int:
     config = _config(options)
     from ditto.fpga.generate import write
@@ -290,10 +520,7 @@ def _identify(options: argparse.Namespace) -> int:
 
 def _denoise(options: argparse.Namespace) -> int:
     config = _config(options)
-    from contextlib import ExitStack
-
     import numpy as np
-    from rich.console import Console
 
     from ditto.hdl.protocol import Mode
     from ditto.host import png
@@ -317,18 +544,12 @@ def _denoise(options: argparse.Namespace) -> int:
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
         )
     schedule = Schedule.from_metadata(model.metadata)
-    if options.steps > schedule.train_steps:
-        raise UsageError(
-            f"--steps {options.steps} is more than the {schedule.train_steps} steps that the "
-            "model was trained with"
-        )
+    _check_steps(options.steps, schedule.train_steps)
     sampler = DDIM(schedule, steps=options.steps, eta=options.eta)
     program = Program(model.layers, model.shapes(), config)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120, highlight=False)
+    console = _console()
     with ExitStack() as stack:
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
@@ -343,6 +564,7 @@ def _denoise(options: argparse.Namespace) -> int:
             mode=Mode[options.mode.upper()],
             check=options.check,
             jobs=jobs,
+            tau=options.tau,
             on_step=on_step,
         )
         facts = report(
@@ -355,6 +577,7 @@ def _denoise(options: argparse.Namespace) -> int:
             samples=options.samples,
             seed=options.seed,
             eta=options.eta,
+            tau=options.tau,
             checked=options.check,
         )
         pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -77,6 +77,9 @@ class Executor:
         ``stall_link``.
     stop
         Tells the executor to raise :class:`Stopped` at the next layer.
+    tau
+        Differences of at most this magnitude are not applied, and stay in the residual: the next
+        difference is taken from what the accumulators stand for. 0 is exact.
 
     Attributes
     ----------
@@ -93,11 +96,15 @@ class Executor:
         mode: Mode = Mode.TEMPORAL,
         check: bool = False,
         stop: threading.Event | None = None,
+        tau: int = 0,
     ) -> None:
+        if tau < 0:
+            raise ValueError(f"tau must be at least 0, not {tau}")
         self.model = model
         self.program = program
         self.device = device
         self.mode = mode
+        self.tau = tau
         self.runs: list[LayerRun] = []
         self._stop = stop or threading.Event()
         self._model_device = Golden(program.config)
@@ -153,6 +160,9 @@ class Executor:
             mode, deltas = Mode.DENSE, dense
         else:
             mode, deltas = Mode.TEMPORAL, q - reference
+            if self.tau:
+                deltas = np.where(np.abs(deltas) > self.tau, deltas, 0)
+                q = reference + deltas
         self._references[index] = q
 
         lowered = placement.lowered

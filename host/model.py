@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-__all__ = ["Accelerate", "Linear", "Model", "ModelError"]
+__all__ = ["Accelerate", "Linear", "Model", "ModelError", "read"]
 
 _log = logging.getLogger(__name__)
 
@@ -195,6 +195,25 @@ class Linear:
         return np.ascontiguousarray(y.reshape(target))
 
 
+def read(path: Path | str) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises
+    ------
+    ModelError
+        If there is no such file, or it is no valid model.
+    """
+    try:
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto)
+    except OSError as error:
+        raise ModelError(f"cannot read model {path}: {error.strerror or error}") from error
+    except Exception as error:  # the parser and the checker have a family each
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"{path} is not a valid ONNX file: {reason}") from error
+    return proto
+
+
 class Model:
     """A QDQ model, split into layers for the device and the graph around them.
 
@@ -255,15 +274,7 @@ class Model:
         ModelError
             If there is no such file, or it is no usable QDQ model.
         """
-        try:
-            proto = onnx.load(str(path))
-            onnx.checker.check_model(proto)
-        except OSError as error:
-            raise ModelError(f"cannot read model {path}: {error.strerror or error}") from error
-        except Exception as error:  # the parser and the checker have a family each
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"{path} is not a valid ONNX file: {reason}") from error
-        return cls(proto, str(path))
+        return cls(read(path), str(path))
 
     def clone(self) -> "Model":
         """Return an equal model that another thread can run."""

@@ -1,4 +1,4 @@
-"""Grayscale PNG images, without a library."""
+"""PNG images, gray or in color, without a library."""
 
 import struct
 import zlib
@@ -18,7 +18,7 @@ def grid(images: NDArray[np.uint8], *, zoom: int = 8, gap: int = 2) -> NDArray[n
     Parameters
     ----------
     images
-        Of shape (count, height, width).
+        Of shape (count, height, width), or (count, height, width, 3).
     zoom
         Pixels in height and width that a pixel becomes.
     gap
@@ -30,7 +30,8 @@ def grid(images: NDArray[np.uint8], *, zoom: int = 8, gap: int = 2) -> NDArray[n
     rows = -(-count // columns)
     big = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     height, width = big.shape[1] + gap, big.shape[2] + gap
-    result = np.full((rows * height - gap, columns * width - gap), 64, np.uint8)
+    shape = (rows * height - gap, columns * width - gap, *images.shape[3:])
+    result = np.full(shape, 64, np.uint8)
     for i, image in enumerate(big):
         top, left = i // columns * height, i % columns * width
         result[top : top + image.shape[0], left : left + image.shape[1]] = image
@@ -38,16 +39,18 @@ def grid(images: NDArray[np.uint8], *, zoom: int = 8, gap: int = 2) -> NDArray[n
 
 
 def encode(pixels: NDArray[Any]) -> bytes:
-    """Make a PNG file of 8-bit gray values of shape (height, width)."""
+    """Make a PNG file of 8-bit values: gray (height, width), or color (height, width, 3)."""
     pixels = np.ascontiguousarray(pixels, np.uint8)
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
+    kind = 0 if pixels.ndim == 2 else 2
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    lines = np.insert(pixels, 0, 0, axis=1).tobytes()  # every line begins with its filter: none
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    # Every line begins with its filter: none.
+    lines = np.insert(pixels.reshape(height, -1), 0, 0, axis=1).tobytes()
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ditto.host.model import Model, ModelError
+from ditto.host.model import ModelError
 
-__all__ = ["DDIM", "Callback", "Predict", "Schedule", "denoise", "inputs_of", "noise_of"]
+__all__ = ["DDIM", "Callback", "Network", "Predict", "Schedule", "denoise", "inputs_of", "noise_of"]
 
 Predict = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 """Predicts the noise in an image at a timestep."""
@@ -204,7 +204,28 @@ def denoise(
     return x
 
 
-def inputs_of(model: Model) -> tuple[tuple[int, ...], Callable[..., dict[str, NDArray[Any]]]]:
+class Network(Protocol):
+    """What a sampler has to know of a model, such as :class:`ditto.host.model.Model`."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of each input, with a batch of 1."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs."""
+        ...
+
+
+def inputs_of(
+    model: Network,
+) -> tuple[tuple[int, ...], Callable[..., dict[str, NDArray[Any]]]]:
     """Return the shape of a model's sample, and a function that makes its inputs.
 
     The function takes the sample, the timestep and the label.

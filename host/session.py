@@ -61,6 +61,7 @@ def draw(
     mode: Mode = Mode.TEMPORAL,
     check: bool = False,
     jobs: int = 1,
+    tau: int = 0,
     on_step: OnStep | None = None,
 ) -> Drawing:
     """Draw samples one after another on each of ``jobs`` devices.
@@ -86,6 +87,8 @@ def draw(
         Compare every layer of every step with the golden model.
     jobs
         Number of devices.
+    tau
+        Differences of at most this magnitude are left in the residual; 0 is exact.
     on_step
         Called after each step, by one thread at a time.
 
@@ -105,7 +108,7 @@ def draw(
 
     def work(device: Accelerator) -> None:
         own = model.clone()
-        executor = Executor(own, program, device, mode=mode, check=check, stop=stop)
+        executor = Executor(own, program, device, mode=mode, check=check, stop=stop, tau=tau)
         while True:
             try:
                 sample = todo.get_nowait()

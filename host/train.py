@@ -469,9 +469,6 @@ def quantize(
 ) -> None:
     """Quantize every convolution, linear layer and matrix product of an ONNX file to int8.
 
-    Only inputs are quantized. Outputs stay as the accumulators give them, since the operators
-    behind them compute in float.
-
     Parameters
     ----------
     source
@@ -481,50 +478,13 @@ def quantize(
     feeds
         Inputs that show the range of every activation, as from :func:`calibration_feeds`.
     method
-        Where a scale's range ends: ``"max"`` for the largest magnitude seen, ``"percentile"``
-        for the 99.9th percentile of the magnitudes.
+        Where a scale's range ends, as for :func:`ditto.host.quantize.quantize`.
     """
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from ditto.host.quantize import quantize as quantized
 
-    kinds = ["Conv", "Gemm", "MatMul"]
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(feeds)
-
-        def get_next(self) -> Any:
-            return next(self.rest, None)
-
-    methods = {
-        "max": quantization.CalibrationMethod.MinMax,
-        "percentile": quantization.CalibrationMethod.Percentile,
-    }
-    options: dict[str, Any] = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "OpTypesToExcludeOutputQuantization": kinds,
-    }
-    if method == "percentile":
-        options["CalibPercentile"] = 99.9
+    data = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = str(Path(folder) / "prepared.onnx")
-        quant_pre_process(str(source), prepared, skip_symbolic_shape=True)
-        quantization.quantize_static(
-            prepared,
-            str(target),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=kinds,
-            per_channel=True,
-            activation_type=quantization.QuantType.QInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=methods[method],
-            extra_options=options,
-        )
-    model = onnx.load(target)
-    _save(model, target)
+    _save(quantized(source, data, method=method), target)
 
 
 def psnr(images: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
@@ -664,7 +624,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model with the metadata that a sampler needs, and tidy what the tools left in it."""
-    onnx.helper.set_model_props(model, METADATA)
+    own = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, own | METADATA)
     model.doc_string = "Digits of 16x16 pixels: class-conditional noise prediction (DDPM)."
     for item in (*model.graph.input, *model.graph.output):
         shape = ["batch", 1, SIZE, SIZE] if item.name in ("sample", "noise") else ["batch"]

@@ -283,3 +283,32 @@ def test_progress_bar_on_a_terminal(denoiser_file: Path, tmp_path: Path) -> None
     assert process.returncode == 0
     text = shown.decode()
     assert "12/12" in text and "narrow" in text and "sample 0" not in text
+
+
+def test_analyze(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, facts, table = (tmp_path / f"a.{kind}" for kind in ("html", "json", "csv"))
+    words = ["--steps", "3,4", "--eta", "0,1", "--tau", "0,1", "--samples", "2"]
+    words += ["-o", report, "--json", facts, "--csv", table]
+    assert ditto("analyze", denoiser_file, *words) == 0
+    output = capsys.readouterr().out
+    assert "DDPM, 4 steps, tau 1" in output and f"wrote {report}" in output
+    runs = json.loads(facts.read_text())["runs"]
+    assert [(r["steps"], r["eta"], r["tau"]) for r in runs] == [
+        (s, e, t) for s in (3, 4) for e in (0, 1) for t in (0, 1)
+    ]
+    assert len(table.read_text().splitlines()) == 1 + 3 * 4 * (3 + 4)
+    assert report.read_text("utf-8").startswith("<!doctype html>")
+    assert ditto("analyze", denoiser_file, "--steps", "2000", "-o", report) == 2
+    assert "--steps 2000 is more than the 1000 steps" in error_of(capsys)
+    assert ditto("analyze", denoiser_file, "-o", report, "--json", report) == 2
+    assert "cannot be the same file" in error_of(capsys)
+
+
+def test_denoise_with_a_threshold(denoiser_file: Path, tmp_path: Path) -> None:
+    totals = []
+    for tau in (0, 3):
+        counts = tmp_path / f"{tau}.json"
+        words = [*SMALL, "--tau", tau, "--check", "-o", tmp_path / "a.png", "--json", counts]
+        assert ditto("denoise", denoiser_file, *words) == 0
+        totals.append(json.loads(counts.read_text())["total"]["zero"])
+    assert totals[0] < totals[1]

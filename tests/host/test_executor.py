@@ -177,3 +177,35 @@ def test_stop(denoiser_proto: onnx.ModelProto) -> None:
     stop.set()
     with pytest.raises(Stopped):
         executor.step(steps(1)[0])
+
+
+def test_threshold_leaves_small_differences_in_the_residual(
+    denoiser_proto: onnx.ModelProto,
+) -> None:
+    executor, _ = executor_of(denoiser_proto, tau=2, check=True)
+    layer = executor.model.layers[0]
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((1, 1, 6, 6), np.float32)
+    taken = layer.quantize(x)  # the first step is dense: everything counts
+    held = 0
+    for _ in range(6):
+        got = executor.evaluate(0, x)
+        exact = layer.quantize(x)
+        change = exact - taken
+        taken = taken + np.where(np.abs(change) <= 2, 0, change)
+        held += int((taken != exact).sum())
+        assert np.abs(taken - exact).max() <= 2  # however many steps it is held back
+        # What comes out is the convolution of what has been taken over, and of nothing else.
+        plain, _ = executor_of(denoiser_proto)
+        image = taken.reshape(1, 6, 6, 1).transpose(0, 3, 1, 2)
+        want = plain.evaluate(0, image.astype(np.float32) * layer.input_scale)
+        np.testing.assert_array_equal(got, want)
+        x = (x + 0.04 * rng.standard_normal(x.shape)).astype(np.float32)
+    assert held > 20
+    runs = [run.counters for run in executor.runs]
+    assert sum(run.zero for run in runs[1:]) > 60
+
+
+def test_threshold_must_not_be_negative(denoiser_proto: onnx.ModelProto) -> None:
+    with pytest.raises(ValueError, match="tau must be at least 0, not -1"):
+        executor_of(denoiser_proto, tau=-1)

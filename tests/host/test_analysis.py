@@ -1,0 +1,243 @@
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from ditto.hdl.config import Config
+from ditto.host import page
+from ditto.host.advice import advice, thresholds
+from ditto.host.analysis import CLASSES, Analysis, Setting, analyze, neighbour
+from ditto.host.executor import Executor
+from ditto.host.model import Model
+from ditto.host.program import Program, suggest
+from ditto.host.samplers import DDIM, Schedule, denoise, inputs_of
+from ditto.host.table import write_csv
+from ditto.sim.golden import Golden
+
+BASE = Config(clusters=2, columns=4, positions=64, channels=18, item_depth=4096)
+SAMPLES, STEPS = 3, 5
+
+
+def config_of(proto: onnx.ModelProto) -> Config:
+    model = Model(proto)
+    return suggest(model.layers, model.shapes(), BASE)
+
+
+def on_the_device(
+    proto: onnx.ModelProto, tau: int
+) -> tuple[list[list[NDArray[np.int64]]], Executor, NDArray[np.float32]]:
+    """Draw samples on the golden model; return what the accumulators of each layer stand for."""
+    model, config = Model(proto), config_of(proto)
+    executor = Executor(
+        model, Program(model.layers, model.shapes(), config), Golden(config), tau=tau
+    )
+    shape, make = inputs_of(model)
+    seen: list[list[NDArray[np.int64]]] = [[] for _ in model.layers]
+    images = []
+    for sample in range(SAMPLES):
+        executor.begin()
+
+        def predict(x: NDArray[np.float32], t: int, label: int = sample) -> NDArray[np.float32]:
+            result = executor.step(make(x, t, label))[0]
+            for i, values in enumerate(executor._references):
+                assert values is not None
+                seen[i].append(values.copy())
+            return result
+
+        sampler = DDIM(Schedule(), steps=STEPS, eta=0.5)
+        images.append(denoise(predict, sampler, shape, sample=sample))
+    return seen, executor, np.concatenate(images)
+
+
+@pytest.mark.parametrize("onnxruntime", [False, True])
+@pytest.mark.parametrize("tau", [0, 2])
+def test_figures_are_those_of_the_device(
+    denoiser_proto: onnx.ModelProto, onnxruntime: bool, tau: int
+) -> None:
+    if onnxruntime:
+        pytest.importorskip("onnxruntime")
+    seen, executor, images = on_the_device(denoiser_proto, tau)
+    setting = Setting(STEPS, 0.5, tau)
+    result = analyze(
+        denoiser_proto,
+        [setting],
+        config=config_of(denoiser_proto),
+        samples=SAMPLES,
+        onnxruntime=onnxruntime,
+    )
+    np.testing.assert_allclose(result.images[setting], images, atol=1e-4)
+    layers = {layer["name"]: layer for layer in result.facts["runs"][0]["layers"]}
+    model = executor.model
+    assert list(layers) == [layer.name for layer in model.layers]
+    for i, layer in enumerate(model.layers):
+        entry = layers[layer.name]
+        values = np.stack(seen[i]).reshape(SAMPLES, STEPS, -1)
+        for step in range(1, STEPS):
+            deltas = values[:, step] - values[:, step - 1]
+            zero = (deltas == 0).mean()
+            narrow = ((deltas >= -8) & (deltas <= 7)).mean() - zero
+            by_step = entry["by_step"]["temporal"]
+            assert by_step["zero"][step] == pytest.approx(zero, abs=1e-5)
+            assert by_step["narrow"][step] == pytest.approx(narrow, abs=1e-5)
+            assert (by_step["min"][step], by_step["max"][step]) == (
+                min(deltas.min(), 0),
+                max(deltas.max(), 0),
+            )
+        raw = values - layer.zero_point
+        assert entry["activation"]["zero"] == pytest.approx((raw == 0).mean(), abs=1e-5)
+        runs = [run for run in executor.runs if run.layer == i]
+        cycles = sum(run.counters.cycles for run in runs) / (SAMPLES * STEPS)
+        assert entry["cycles"]["temporal"] == pytest.approx(cycles)
+        if not tau:  # with a threshold, the executor counts dense runs of what was not applied
+            dense = sum(run.dense_cycles for run in runs) / (SAMPLES * STEPS)
+            assert entry["cycles"]["dense"] == pytest.approx(dense)
+
+
+def test_neighbours() -> None:
+    values = np.array([[[1, 4, 4], [0, -3, 2]]], np.int16)
+    assert neighbour(values, -1).tolist() == [[[1, 3, 0], [0, -3, 5]]]
+    assert neighbour(values, -2).tolist() == [[[1, 4, 4], [-1, -7, -2]]]
+    assert neighbour(values, None).tolist() == values.tolist()
+
+
+@pytest.fixture(scope="module")
+def result(denoiser_proto: onnx.ModelProto) -> Analysis:
+    settings = [Setting(4, 0.0, tau) for tau in (0, 1, 60)] + [Setting(3, 1.0, 0)]
+    found = analyze(
+        denoiser_proto, settings, config=config_of(denoiser_proto), samples=2, name="<model>"
+    )
+    found.facts["threshold"] = thresholds(found.facts, 20)
+    found.facts["advice"] = advice(found.facts)
+    return found
+
+
+def test_facts(result: Analysis) -> None:
+    facts = result.facts
+    json.dumps(facts, allow_nan=False)
+    assert facts["scales"] == "not said in the file"
+    layers = {layer["name"]: layer for layer in facts["runs"][0]["layers"]}
+    first, time = layers["first/Conv"], layers["time/Gemm"]
+    assert first["macs"] == 6 * 36 * 9 and time["macs"] == 2 * 6
+    # Only the time embedding does not depend on the sample.
+    assert [name for name, layer in layers.items() if not layer["counted"]] == ["time/Gemm"]
+    assert first["share"] == pytest.approx(0.5) and time["share"] == 0
+    traffic = first["traffic"]
+    assert (traffic["inputs"], traffic["weights"], traffic["outputs"]) == (36, 54, 216)
+    total = facts["runs"][0]["traffic"]["elements"]
+    inputs, weights, outputs = 36 + 2 + 216, 54 + 12 + 54, 216 + 6 + 36
+    assert total["plain"] == inputs + weights + outputs
+    assert total["naive"] == 3 * inputs + weights + 3 * outputs
+    assert total["naive_ratio_without_weights"] == 3
+    for run in facts["runs"]:
+        for kind in ("activation", "temporal", "spatial"):
+            assert sum(run["means"][kind].values()) == pytest.approx(1)
+        shares = run["means"]["temporal"]
+        want = 0.5 * shares["narrow"] + shares["wide"] + 1.5 * shares["over"]
+        assert run["means"]["bit_operations"]["temporal"] == pytest.approx(want)
+        histogram = run["layers"][0]["temporal"]["histogram"]
+        assert sum(histogram["counts"]) == 2 * 36 * (run["steps"] - 1)
+
+
+def test_thresholds(result: Analysis) -> None:
+    (entry,) = result.facts["threshold"]
+    assert (entry["steps"], entry["against"]) == (4, "lossless")
+    costs = [point["bit_operations"] for point in entry["curve"]]
+    assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
+    ratios = [point["psnr"] for point in entry["curve"][1:]]
+    good = [p["tau"] for p in entry["curve"][1:] if p["psnr"] >= 20]
+    assert entry["suggested"] == max([0, *good])
+    (strict,) = thresholds(result.facts, max(ratios) + 1)
+    assert strict["suggested"] == 0
+    assert any(
+        "leave the threshold at 0" in x for x in advice({**result.facts, "threshold": [strict]})
+    )
+
+
+def test_table(result: Analysis) -> None:
+    rows = list(csv.DictReader(io.StringIO(write_csv(result.facts))))
+    assert len(rows) == 3 * (4 + 4 + 4 + 3)
+    layer = result.facts["runs"][1]["layers"][2]
+    row = rows[12 + 2 * 4 + 3]
+    assert (row["layer"], row["tau"], row["step"]) == ("last/Conv", "1", "3")
+    for name in CLASSES:
+        assert float(row[f"temporal {name}"]) == layer["by_step"]["temporal"][name][3]
+
+
+def test_page_is_whole_and_needs_nothing_else(result: Analysis, tmp_path: Path) -> None:
+    from html.parser import HTMLParser
+
+    text = page.render(result)
+    opened: list[str] = []
+    sources: list[str] = []
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in ("meta", "img", "br"):
+                opened.append(tag)
+            sources.extend(v for k, v in attrs if k in ("src", "href") and v)
+
+        def handle_startendtag(self, tag: str, attrs: Any) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert opened.pop() == tag
+
+    Check().feed(text)
+    assert not opened
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in text and "<model>" not in text and "&lt;model&gt;" in text
+    # Names of layers cannot end the script that holds the data.
+    result.facts["runs"][0]["layers"][0]["name"] = "</script>first"
+    try:
+        assert page.render(result).count("</script>") == 2
+    finally:
+        result.facts["runs"][0]["layers"][0]["name"] = "first/Conv"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
+    """Sort the layers by zeros, twice; point at a heat map; nothing is wider than the window."""
+    probe = """<script>
+    const table = document.querySelector("details table.sortable");
+    const button = table.querySelectorAll("thead button")[4], orders = [];
+    for (const turn of [0, 1]) {
+      button.click();
+      orders.push([...table.tBodies[0].rows].map(row => row.cells[4].textContent).join(" "));
+    }
+    const image = document.querySelector("img[data-map]"), box = image.getBoundingClientRect();
+    image.dispatchEvent(new PointerEvent("pointermove",
+      {clientX: box.right - 2, clientY: box.bottom - 2}));
+    const said = image.closest("figure").querySelector("output").textContent;
+    const wide = document.documentElement.scrollWidth - innerWidth;
+    document.body.innerHTML = `<p>[${orders.join("|")}][${said}][${wide}]</p>`;
+    </script>"""
+    path = tmp_path / "page.html"
+    path.write_text(page.render(result).replace("</html>", probe + "</html>"), "utf-8")
+    assert CHROMIUM is not None
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
+    found = re.search(r"\[([^\]]*)\|([^\]]*)\]\[([^\]]*)\]\[([^\]]*)\]", done.stdout)
+    assert found is not None, done.stderr
+    layers = result.facts["runs"][0]["layers"]
+    zeros = sorted((layer["temporal"]["zero"] for layer in layers), reverse=True)
+    texts = [f"{100 * zero:.1f}" for zero in zeros]
+    assert found[1].split() == texts
+    assert found[2].split() == texts[::-1]
+    last = layers[-1]
+    zero = round(100 * last["by_step"]["temporal"]["zero"][-1], 1)
+    assert found[3] == f"{last['name']}, step 3: {zero:g} %"
+    assert int(found[4]) <= 0
