@@ -46,8 +46,15 @@ class GenerateError(Exception):
     """Files that could not be written; the message says which and why."""
 
 
-def verilog(config: Config) -> str:
+def verilog(config: Config, platform: object = None) -> str:
     """Return the Verilog of a device: one file, its top module ``ditto``.
+
+    Parameters
+    ----------
+    config
+        The device.
+    platform
+        What it is built for, such as :class:`ditto.fpga.ecp5.Ecp5`; without one, for anything.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def verilog(config: Config) -> str:
     """
     with _builtin_yosys():
         text = amaranth_verilog.convert(
-            Top(config), name=_NAME, emit_src=False, strip_internal_attrs=True
+            Top(config), name=_NAME, platform=platform, emit_src=False, strip_internal_attrs=True
         )
     return _compact(text)
 
@@ -160,7 +167,7 @@ def _spaces(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def write(config: Config, output: Path) -> tuple[Path, Path]:
+def write(config: Config, output: Path, platform: object = None) -> tuple[Path, Path]:
     """Write a device's Verilog, or RTLIL if the name ends so, and its manifest beside it.
 
     Each file is whole or as it was before. The manifest is written last and holds the hash of the
@@ -173,6 +180,8 @@ def write(config: Config, output: Path) -> tuple[Path, Path]:
     output
         Path of the Verilog, or of the RTLIL (``*.il``); the manifest has the same name but
         ``.json``. Missing folders are made.
+    platform
+        What it is built for, see :func:`verilog`.
 
     Returns
     -------
@@ -194,7 +203,7 @@ def write(config: Config, output: Path) -> tuple[Path, Path]:
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
         tempfile.TemporaryFile(dir=output.parent).close()
-        text = rtlil(config) if output.suffix == ".il" else verilog(config)
+        text = (rtlil if output.suffix == ".il" else verilog)(config, platform)
         content = json.dumps(manifest(config, text), indent=2) + "\n"
         _replace(output, text)
         _replace(described, content)

@@ -52,6 +52,7 @@ _RANGES = {
     "list_depth": (2, 225, "entries"),
     "layers": (2, 1 << 12, "entries"),
     "frame_bytes": (64, 1 << 14, "bytes"),
+    "skip": (0, 1, ""),
 }
 
 
@@ -98,6 +99,9 @@ class Config:
         Longest frame that the device takes, header and check included, before stuffing.
     multiplier
         What the multipliers are made for, see :class:`Multiplier`.
+    skip
+        Whether zero digits are skipped, 0 or 1. Without, the array is a dense one to compare with:
+        it multiplies every value as a whole, and ``digit_bits`` is ``activation_bits + 1``.
 
     Raises
     ------
@@ -123,6 +127,7 @@ class Config:
     layers: int = 64
     frame_bytes: int = 1024
     multiplier: Multiplier = Multiplier.DSP
+    skip: int = 1
 
     def __post_init__(self) -> None:
         """Check each parameter, then the combinations."""
@@ -144,6 +149,11 @@ class Config:
                 f"digit_bits = {self.digit_bits} is wider than a delta, which has "
                 f"activation_bits + 1 = {self.delta_bits} bits, by "
                 f"{self.digit_bits - self.delta_bits}"
+            )
+        if not self.skip and self.digits > 1:
+            raise ConfigError(
+                f"digit_bits = {self.digit_bits} takes {self.digits} digits for a delta, but "
+                f"skip = 0 takes them as a whole: digit_bits must be {self.delta_bits}"
             )
         product_bits = self.delta_bits + self.weight_bits
         if self.accumulator_bits < product_bits:
@@ -252,7 +262,8 @@ class Config:
         """The memories of the device, largest duty first."""
         item = self.channel_bits + self.digit_bits + self.shift_bits
         accumulators = self.columns * self.accumulator_bits
-        place = (self.item_depth - 1).bit_length() + 2 * self.count_bits
+        counts = self.count_bits + (self.count_bits if self.shifts > 1 else 0)
+        place = (self.item_depth - 1).bit_length() + counts
         return (
             MemoryUse("weights", self.clusters, self.weight_rows, self.columns * self.weight_bits),
             MemoryUse("accumulators", self.clusters, self.accumulator_rows, accumulators),

@@ -37,7 +37,7 @@ def place_of(config: Config) -> data.StructLayout:
         {
             "address": range(config.item_depth),
             "low": config.count_bits,
-            "high": config.count_bits,
+            "high": config.count_bits if config.shifts > 1 else 0,
         }
     )
 

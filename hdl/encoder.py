@@ -94,9 +94,9 @@ class DeltaReader(wiring.Component):
 class DigitSplitter(wiring.Component):
     """Write the nonzero digits of deltas to the difference buffer as work items.
 
-    Zero digits produce nothing. A delta takes as many cycles as it has nonzero digits, and at least
-    one. Position ``n`` has the items from ``n * channels * digits`` on: its low ones, without a
-    shift, from there upwards, and its high ones from the end downwards.
+    Zero digits produce nothing, unless the device does not skip. A delta takes as many cycles as it
+    has items, and at least one. Position ``n`` has the items from ``n * channels * digits`` on: its
+    low ones, without a shift, from there upwards, and its high ones from the end downwards.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class DigitSplitter(wiring.Component):
         m.d.comb += [
             remaining.eq(rest - given),
             exceeds.eq((remaining > most) | (remaining < least)),
-            nonzero.eq(Cat(digit != 0 for digit in digits)),
+            nonzero.eq(Cat(digit != 0 for digit in digits) if config.skip else 1),
             left.eq(nonzero & ~written),
             lowest.eq(left & -left),
             done.eq(((left & ~lowest) == 0) & ~exceeds),

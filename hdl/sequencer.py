@@ -65,7 +65,7 @@ def row_of(config: Config) -> data.StructLayout:
     return data.StructLayout(
         {
             "low": data.ArrayLayout(work_range(config), config.lanes),
-            "high": work_range(config),
+            "high": work_range(config) if config.shifts > 1 else 0,
             "low_first": slot_range(config),
             "low_last": slot_range(config),
             "high_first": slot_range(config),

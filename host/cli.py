@@ -267,6 +267,12 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file to write, *.v or *.il",
     )
+    parser.add_argument(
+        "--target",
+        choices=["any", "ecp5"],
+        default="any",
+        help="FPGAs it is for: with ecp5, adders use that family's carry cells (default: any)",
+    )
     _add_config(parser)
 
 
@@ -491,9 +497,11 @@ def _check_steps(steps: int, limit: int) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     config = _config(options)
+    from ditto.fpga.ecp5 import Ecp5
     from ditto.fpga.generate import write
 
-    verilog, manifest = write(config, options.output)
+    platform = Ecp5() if options.target == "ecp5" else None
+    verilog, manifest = write(config, options.output, platform)
     print(f"wrote {verilog} and {manifest}")
     return 0
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.host.program import Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
-from ditto.sim.golden import shares, split, taps
+from ditto.sim.golden import items, shares, taps
 
 __all__ = ["LayerCosts"]
 
@@ -34,10 +34,9 @@ class LayerCosts:
         self._config = config
         # Items of a value: those of the low digit, and 65536 times the others.
         top = config.max_delta
-        nonzero = split(np.arange(-top, top + 1), config) != 0
-        items = nonzero[:, 0] + (nonzero[:, 1:].sum(axis=1) << 16)
+        low, high = items(np.arange(-top, top + 1), config)
         self._items = np.zeros(2 * _REACH, np.int32)
-        self._items[_REACH - top : _REACH + top + 1] = items
+        self._items[_REACH - top : _REACH + top + 1] = low + (high << 16)
 
     def cycles(self, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the cycles of a run for each of some samples.
@@ -48,21 +47,21 @@ class LayerCosts:
             Of shape (samples, ...): the samples' input tensors as the model has them.
         """
         layer, lowered = self._placement.layer, self._placement.lowered
-        items = self._items[deltas + np.int16(_REACH)]
-        items = items.sum(axis=1 if layer.kind == "conv" else -1, dtype=np.int64)
-        items = items.reshape(len(deltas), -1)  # of every sample and position
+        counts = self._items[deltas + np.int16(_REACH)]
+        counts = counts.sum(axis=1 if layer.kind == "conv" else -1, dtype=np.int64)
+        counts = counts.reshape(len(deltas), -1)  # of every sample and position
         if lowered.gather is not None:
-            items = _pad(items)[:, lowered.gather].sum(axis=-1)
+            counts = _pad(counts)[:, lowered.gather].sum(axis=-1)
         total = np.zeros(len(deltas), np.int64)
         for band in self._placement.bands:
-            total += self._band(band.entry, items[:, band.inputs])
+            total += self._band(band.entry, counts[:, band.inputs])
         return total
 
-    def _band(self, entry: dict[str, int], items: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _band(self, entry: dict[str, int], counts: NDArray[np.int64]) -> NDArray[np.int64]:
         tap = taps(entry)
-        rows = _pad(items)[:, tap].sum(axis=-1)
+        rows = _pad(counts)[:, tap].sum(axis=-1)
         lengths = row_lengths(rows & 0xFFFF, rows >> 16, self._config)
-        result = np.zeros(len(items), np.int64)
+        result = np.zeros(len(counts), np.int64)
         for share in shares(entry, self._config.clusters)[: entry["split"]]:
             tiles, count = entry["tiles"], len(share.positions)
             gaps = np.tile(share.gaps, tiles)
@@ -72,9 +71,9 @@ class LayerCosts:
         return result
 
 
-def _pad(items: NDArray[np.int64]) -> NDArray[np.int64]:
+def _pad(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Add a position without items, for taps outside of the image."""
-    return np.concatenate([items, np.zeros_like(items[:, :1])], axis=1)
+    return np.concatenate([counts, np.zeros_like(counts[:, :1])], axis=1)
 
 
 def _schedule(
@@ -83,7 +82,7 @@ def _schedule(
     """Do what :func:`ditto.sim.cycles.schedule` does, for rows of shape (samples, rows)."""
     if not len(gaps):
         return np.zeros(len(lengths), np.int64)
-    ahead = config.list_depth // taps
+    ahead = config.rows_ahead(taps)
     if len(gaps) <= ahead:
         return lengths.sum(axis=1) + START_LATENCY + RUN_LATENCY
     columns = np.ascontiguousarray(lengths.T)

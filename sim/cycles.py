@@ -1,8 +1,9 @@
 """The cycle model: how long a run takes, exactly, from its work items.
 
 A cluster's sequencer walks the kernel taps of its output rows, one tap a cycle, and holds at most
-``list_depth`` taps of rows that are not finished, of which each counts as two at least. It has walked that far before the run begins. The
-lanes start a row when its last tap has come through and the previous row is done.
+``list_depth`` taps of rows that are not finished, of which each counts as two at least. It has
+walked that far before the run begins. The lanes start a row when its last tap has come through and
+the previous row is done.
 """
 
 from collections.abc import Sequence

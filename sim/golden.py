@@ -15,7 +15,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status, unpack
 from ditto.sim.cycles import row_lengths, schedule
 
-__all__ = ["Golden", "Shares", "classify", "shares", "split", "taps", "wrap"]
+__all__ = ["Golden", "Shares", "classify", "items", "shares", "split", "taps", "wrap"]
 
 Array = NDArray[np.int64]
 
@@ -62,6 +62,19 @@ def split(deltas: NDArray[Any], config: Config) -> Array:
             result[..., i] = np.clip(rest, -half, half - 1)
             rest = rest - result[..., i]
     return result
+
+
+def items(deltas: NDArray[Any], config: Config) -> tuple[Array, Array]:
+    """Count the low and the high work items of every delta.
+
+    >>> [count.tolist() for count in items(np.array([0, 7, 16, 17]), Config(digit_bits=4))]
+    [[0, 1, 0, 1], [0, 0, 1, 1]]
+    """
+    taken = split(deltas, config) != 0
+    if not config.skip:
+        taken[:] = True
+    lows = 1 if config.shifts > 1 else config.digits
+    return taken[..., :lows].sum(axis=-1), taken[..., lows:].sum(axis=-1)
 
 
 def classify(deltas: NDArray[Any], config: Config) -> tuple[int, int, int]:
@@ -252,11 +265,8 @@ class Golden:
         ``stall_link`` depends on the link and is 0 here.
         """
         config = self.config
-        nonzero = split(deltas, config) != 0
         # Items of every position, and of none outside the image.
-        lows = 1 if config.shifts > 1 else config.digits
-        low = np.append(nonzero[..., :lows].sum(axis=(1, 2)), 0)
-        high = np.append(nonzero[..., lows:].sum(axis=(1, 2)), 0)
+        low, high = (np.append(count.sum(axis=1), 0) for count in items(deltas, config))
         tap = taps(layer)
         low, high = low[tap].sum(axis=1), high[tap].sum(axis=1)  # of every output position
         lengths = row_lengths(low, high, config)

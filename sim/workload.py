@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.sim.golden import shares
 
-__all__ = ["DELTAS", "Workload", "clearing_entry", "random_deltas", "random_weights", "random_workload"]
+__all__ = [
+    "DELTAS",
+    "Workload",
+    "clearing_entry",
+    "random_deltas",
+    "random_weights",
+    "random_workload",
+]
 
 DELTAS = ("full", "extreme", "temporal", "sparse", "zero")
 """Kinds of deltas that :func:`random_deltas` makes."""

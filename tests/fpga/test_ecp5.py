@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.sim import Simulator
 
 from ditto.fpga.ecp5 import Ecp5
+from ditto.fpga.generate import write
 from ditto.hdl.adder import SelectAdder
+from ditto.hdl.config import Config
 
 
 class Modelled(Ecp5):
@@ -35,6 +38,17 @@ class Modelled(Ecp5):
             carry = out
         m.d.comb += next_carry.eq(carry)
         return m
+
+
+def test_a_device_is_built_of_them(tmp_path: Path) -> None:
+    for suffix in (".v", ".il"):
+        output = tmp_path / f"ditto{suffix}"
+        config = Config(clusters=1, columns=2)
+        write(config, output, Ecp5())
+        # Of 24 and more bits, two a cell, for each column.
+        assert output.read_text().count("CCU2C") >= 2 * (config.accumulator_bits // 2)
+        write(config, output)
+        assert "CCU2C" not in output.read_text()
 
 
 def check(width: int, platform: object, values: list[tuple[int, int, int, int, int]]) -> None:
@@ -88,8 +102,5 @@ def test_sums_of_many_bits(width: int, platform: object) -> None:
     check(
         width,
         platform,
-        [
-            (number(), number(), number(), rng.choice(bits), rng.choice(bits))
-            for _ in range(2000)
-        ],
+        [(number(), number(), number(), rng.choice(bits), rng.choice(bits)) for _ in range(2000)],
     )

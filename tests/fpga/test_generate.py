@@ -157,7 +157,7 @@ def test_a_failure_keeps_the_file_of_before(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(generate, "verilog", lambda _: "module ditto; endmodule\n")
+    monkeypatch.setattr(generate, "verilog", lambda *_: "module ditto; endmodule\n")
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(GenerateError, match="^cannot write .*device.v: No space left on device$"):
         generate.write(SMALL, output)

@@ -223,14 +223,16 @@ def test_generate_passes_the_configuration(
 
     seen = []
 
-    def write(config: Config, output: Path) -> tuple[Path, Path]:
-        seen.append((config, output))
+    def write(config: Config, output: Path, platform: object) -> tuple[Path, Path]:
+        seen.append((config, platform))
         return output, output.with_suffix(".json")
 
     monkeypatch.setattr(generate, "write", write)
     assert ditto("generate", "-o", tmp_path / "d.v") == 0
     assert ditto("generate", "--lanes", "1", "-o", tmp_path / "d.v") == 0
-    assert [config.lanes for config, _ in seen] == [demo.lanes, 1]
+    assert ditto("generate", "--target", "ecp5", "-o", tmp_path / "d.v") == 0
+    assert [config.lanes for config, _ in seen] == [demo.lanes, 1, demo.lanes]
+    assert [platform is None for _, platform in seen] == [True, True, False]
     assert "wrote" in capsys.readouterr().out
 
 

@@ -40,6 +40,8 @@ def configurations() -> list[Config]:
         dict(clusters=3, lanes=1, columns=7, digit_bits=3, activation_bits=4, weight_bits=5),
         dict(clusters=2, lanes=2, columns=3, list_depth=9, accumulator_bits=19, channels=9),
         dict(clusters=4, lanes=2, columns=4, digit_bits=4, multiplier=Multiplier.LUT),
+        dict(clusters=2, lanes=2, columns=5, digit_bits=9, skip=0),
+        dict(clusters=3, lanes=1, columns=2, digit_bits=9, skip=0, multiplier=Multiplier.LUT),
     ]
     rng = random.Random(2)
     for _ in range(5):
@@ -64,6 +66,7 @@ def name(config: Config) -> str:
     return (
         f"{config.clusters}x{config.lanes}x{config.columns}-{config.multiplier}-"
         f"d{config.digit_bits}a{config.activation_bits}w{config.weight_bits}"
+        f"{'' if config.skip else '-all'}"
     )
 
 

@@ -36,9 +36,7 @@ def test_digits_of_every_delta_sum_to_it(config: Config) -> None:
     half = 1 << config.digit_bits - 1
     assert digits.min() >= -half and digits.max() < half
     shifts = np.minimum(np.arange(config.digits), config.shifts - 1)
-    np.testing.assert_array_equal(
-        (digits << shifts * config.digit_bits).sum(axis=-1), deltas
-    )
+    np.testing.assert_array_equal((digits << shifts * config.digit_bits).sum(axis=-1), deltas)
     assert (digits[:, -1] != 0).any(), "no delta needs the last digit"
 
 
