@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Module, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -193,22 +193,23 @@ class Engine(wiring.Component):
             entry.split,
         ]
         taps = entry.kernel_height * entry.kernel_width
+        rooms = [config.rows_ahead(max(taps, 1)) - 1 for taps in range(config.list_depth + 1)]
         possible = Signal()
         m.d.sync += [
-            geometry.taps.eq(taps),
-            geometry.held.eq(Mux(taps < config.held_taps(1), config.held_taps(1), taps)),
-            geometry.last_kernel_y.eq(entry.kernel_height - 1),
-            geometry.last_kernel_x.eq(entry.kernel_width - 1),
-            geometry.last_y.eq(entry.out_height - 1),
-            geometry.last_tile.eq(entry.tiles - 1),
+            geometry.room.eq(Array(rooms)[taps]),
+            geometry.tiles.eq(entry.tiles - 2),
+            geometry.lines.eq(entry.out_height - 2),
+            geometry.kernel_y.eq(entry.kernel_height - 2),
+            geometry.kernel_x.eq(entry.kernel_width - 2),
             geometry.slot_last.eq(entry.channels * config.digits - 1),
             geometry.split_x.eq(entry.split * entry.stride_x),
             geometry.skew_x.eq(entry.skew * entry.stride_x),
+            geometry.skew_back_x.eq((entry.skew - entry.split) * entry.stride_x),
         ]
         m.d.comb += [
             possible.eq(
                 Cat(size != 0 for size in sizes).all()
-                & (geometry.taps <= config.list_depth)
+                & (taps <= config.list_depth)
                 & Cat(entry[name] <= value for name, value in config.largest.items()).all()
                 & (entry.skew < entry.split)
             ),

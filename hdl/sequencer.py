@@ -3,10 +3,10 @@
 ::
 
     loop over column tiles, the cluster's output positions, kernel rows and columns
-      │ 1: position of the tap
-      │ 2: its place in the difference buffer
-      │ 3: an entry in the list of low items, and one in that of high items
-      │ 4: with the last tap, the row: how many items each lane takes
+      │ 1, 2: position of the tap
+      │ 3, 4: its place in the difference buffer
+      │ 5: an entry in the list of low items, and one in that of high items
+      │ 6: with the last tap, the row: how many items each lane takes
       ▼
     lists and rows ──► lanes
 
@@ -77,19 +77,19 @@ def geometry_of(config: Config) -> data.StructLayout:
     """Lay out what follows from a layer-table entry and is the same for all clusters."""
     return data.StructLayout(
         {
-            # Kernel taps, and the list entries that are set aside for them.
-            "taps": 8,
-            "held": 8,
-            # The last one of each loop.
-            "last_kernel_y": 4,
-            "last_kernel_x": 4,
-            "last_y": range(config.largest["out_height"]),
-            "last_tile": range(config.largest["tiles"]),
+            # Rows that fit the lists, less one.
+            "room": range(-1, config.rows_ahead(1)),
+            # Passes of each loop, less two: the last one is -1.
+            "tiles": range(-1, config.largest["tiles"] - 1),
+            "lines": range(-1, config.largest["out_height"] - 1),
+            "kernel_y": signed(5),
+            "kernel_x": signed(5),
             # Last item of a slot of the difference buffer, counted from its first.
             "slot_last": range(config.item_depth),
-            # ``split`` and ``skew`` in columns of the input image.
+            # ``split``, ``skew`` and ``skew - split`` in columns of the input image.
             "split_x": 8,
             "skew_x": 8,
+            "skew_back_x": signed(9),
         }
     )
 
@@ -200,131 +200,130 @@ class Sequencer(wiring.Component):
         out_width = Signal(range(largest["out_width"] + 1))
         in_height = Signal(range(largest["in_height"] + 1))
         in_width = Signal(range(largest["in_width"] + 1))
+        split = Signal(range(largest["split"] + 1))
+        skew = Signal(range(largest["split"]))
         m.d.comb += [
             out_width.eq(entry.out_width),
             in_height.eq(entry.in_height),
             in_width.eq(entry.in_width),
+            split.eq(entry.split),
+            skew.eq(entry.skew),
         ]
 
-        # The loops. An origin is the image coordinate of the first tap, y and x of the present one;
-        # ``first`` is what begins an output row of the image.
+        # Loops count down to -1, so that the sign says which pass is the last.
         walking = Signal()
-        tile = Signal(range(largest["tiles"]), reset_less=True)
-        out_y = Signal(range(largest["out_height"]), reset_less=True)
-        out_x = Signal(range(largest["out_width"] + config.clusters), reset_less=True)
-        first_x, first_origin = Signal(8, reset_less=True), Signal(place, reset_less=True)
-        kernel_y, kernel_x = Signal(4, reset_less=True), Signal(4, reset_less=True)
+        tiles_left = Signal.like(geometry.tiles, reset_less=True)
+        lines_left = Signal.like(geometry.lines, reset_less=True)
+        kernel_y_left = Signal.like(geometry.kernel_y, reset_less=True)
+        kernel_x_left = Signal.like(geometry.kernel_x, reset_less=True)
+        last_x = kernel_x_left[-1]
+        last_tap = last_x & kernel_y_left[-1]
+        last_of_tile = lines_left[-1]
+        begins = Signal(reset_less=True)  # at the first tap of a row
+
+        # A row begins when its taps fit beside those of the rows that are not finished.
+        room = Signal.like(geometry.room, reset_less=True)
+        rows_left = Signal(signed(config.accumulator_rows.bit_length() + 1), reset_less=True)
+        empty = Signal(reset_less=True)  # no position of the cluster in this output row
+        step, skip, turn = Signal(), Signal(), Signal()
+        m.d.comb += [
+            step.eq(walking & ~empty & ~(begins & (room[-1] | rows_left[-1]))),
+            skip.eq(walking & empty),
+            self.overrun.eq(walking & ~empty & begins & rows_left[-1]),
+        ]
+        m.d.sync += room.eq(room - (step & begins) + self.free_row)
+
+        # An origin is the image coordinate of the first tap of an output position; ``end_x`` is the
+        # position after the present one, and ``next`` what begins the next output row.
+        end_x = Signal(range(largest["out_width"] + 2 * config.clusters), reset_less=True)
+        next_first = Signal(range(config.clusters), reset_less=True)
+        next_origin = Signal(place, reset_less=True)
         origin_y, origin_x = Signal(place, reset_less=True), Signal(place, reset_less=True)
         y, x = Signal(place, reset_less=True), Signal(place, reset_less=True)
+        following_x = Signal(place)
+        following_y = Signal(place)
+        restarts = Signal()
+        first, origin = Signal(range(config.clusters)), Signal(place)
+        wraps = Signal()
+        m.d.comb += [
+            turn.eq(skip | (step & last_tap & (end_x >= out_width))),
+            following_x.eq(origin_x + geometry.split_x),
+            restarts.eq(last_of_tile | ~walking),
+            first.eq(Mux(restarts, self.share, next_first)),
+            origin.eq(
+                Mux(restarts, self.share * entry.stride_x - entry.pad_left, next_origin)
+            ),
+            following_y.eq(Mux(restarts, -entry.pad_top, origin_y + entry.stride_y)),
+            wraps.eq(first + skew >= split),
+        ]
+
         row_base = Signal(range(config.weight_rows), reset_less=True)
         next_base = Signal(range(config.weight_rows), reset_less=True)
         weight_row = Signal(range(config.weight_rows), reset_less=True)
-
-        last_x = kernel_x == geometry.last_kernel_x
-        last_tap = last_x & (kernel_y == geometry.last_kernel_y)
-        last_of_tile = out_y == geometry.last_y
-        last_of_run = last_of_tile & (tile == geometry.last_tile)
-
-        # A row begins when its taps fit beside those of the rows that are not finished.
-        held = Signal(range(config.list_depth + 1))
-        rows_left = Signal(range(config.accumulator_rows + 1))
-        begins = Signal()
-        empty = Signal()
-        fits = Signal()
-        step, skip = Signal(), Signal()
-        m.d.comb += [
-            begins.eq((kernel_x == 0) & (kernel_y == 0)),
-            empty.eq(out_x >= out_width),
-            fits.eq((held + geometry.held <= config.list_depth) & (rows_left != 0)),
-            step.eq(walking & ~empty & (~begins | fits)),
-            skip.eq(walking & empty),
-            self.overrun.eq(walking & ~empty & begins & (rows_left == 0)),
-        ]
-        begun, freed = Mux(step & begins, geometry.held, 0), Mux(self.free_row, geometry.held, 0)
-        m.d.sync += held.eq(held + begun - freed)
-
-        # Where the next output row of the image begins, and the next tap.
-        wraps = Signal()
-        next_first = Signal.like(first_x)
-        next_first_origin = Signal(place)
-        end_x = Signal(len(out_x) + 1)
-        next_y = Signal(place)
-        goes_on = Signal()
-        m.d.comb += [
-            wraps.eq(first_x + entry.skew >= entry.split),
-            next_first.eq(first_x + entry.skew - Mux(wraps, entry.split, 0)),
-            next_first_origin.eq(first_origin + geometry.skew_x - Mux(wraps, geometry.split_x, 0)),
-            next_y.eq(origin_y + entry.stride_y),
-            end_x.eq(out_x + entry.split),
-            goes_on.eq(end_x < out_width),
-        ]
-        start_origin = Signal(place)
-        m.d.comb += start_origin.eq(self.share * entry.stride_x - entry.pad_left)
+        following_row = Signal(range(config.weight_rows))
+        m.d.comb += following_row.eq(weight_row + entry.channels)
 
         with m.If(step):
             m.d.sync += [
-                kernel_x.eq(kernel_x + 1),
+                begins.eq(last_tap),
+                kernel_x_left.eq(kernel_x_left - 1),
                 x.eq(x + entry.dilation_x),
-                weight_row.eq(weight_row + entry.channels),
+                weight_row.eq(following_row),
             ]
             with m.If(last_x):
                 m.d.sync += [
-                    kernel_x.eq(0),
-                    kernel_y.eq(kernel_y + 1),
+                    kernel_x_left.eq(geometry.kernel_x),
+                    kernel_y_left.eq(kernel_y_left - 1),
                     x.eq(origin_x),
                     y.eq(y + entry.dilation_y),
                 ]
             with m.If(last_tap):
                 m.d.sync += [
-                    kernel_y.eq(0),
-                    out_x.eq(end_x),
-                    origin_x.eq(origin_x + geometry.split_x),
-                    x.eq(origin_x + geometry.split_x),
+                    kernel_y_left.eq(geometry.kernel_y),
+                    end_x.eq(end_x + split),
+                    origin_x.eq(following_x),
+                    x.eq(following_x),
                     y.eq(origin_y),
                     weight_row.eq(row_base),
-                    next_base.eq(weight_row + entry.channels),
+                    next_base.eq(following_row),
                     rows_left.eq(rows_left - 1),
                 ]
-        with m.If(skip | (step & last_tap & ~goes_on)):
+        with m.If(turn | self.start):
             m.d.sync += [
-                out_y.eq(out_y + 1),
-                out_x.eq(next_first),
-                first_x.eq(next_first),
-                first_origin.eq(next_first_origin),
-                origin_x.eq(next_first_origin),
-                x.eq(next_first_origin),
-                origin_y.eq(next_y),
-                y.eq(next_y),
+                lines_left.eq(lines_left - 1),
+                end_x.eq(first + split),
+                empty.eq(first >= out_width),
+                next_first.eq(first + skew - Mux(wraps, split, 0)),
+                next_origin.eq(origin + Mux(wraps, geometry.skew_back_x, geometry.skew_x)),
+                origin_x.eq(origin),
+                x.eq(origin),
+                origin_y.eq(following_y),
+                y.eq(following_y),
             ]
-        with m.If((skip | (step & last_tap & ~goes_on)) & last_of_tile):
-            base = Mux(step, (weight_row + entry.channels)[: len(row_base)], next_base)
-            m.d.sync += [tile.eq(tile + 1), row_base.eq(base), weight_row.eq(base)]
-            with m.If(last_of_run):
-                m.d.sync += walking.eq(0)
+            with m.If(restarts):
+                base = Mux(step, following_row, next_base)
+                m.d.sync += [
+                    lines_left.eq(geometry.lines),
+                    tiles_left.eq(tiles_left - 1),
+                    row_base.eq(base),
+                    weight_row.eq(base),
+                ]
+                with m.If(tiles_left[-1]):
+                    m.d.sync += walking.eq(0)
         with m.If(self.start):
             m.d.sync += [
                 walking.eq(1),
-                tile.eq(0),
-                kernel_y.eq(0),
-                kernel_x.eq(0),
+                tiles_left.eq(geometry.tiles),
+                kernel_y_left.eq(geometry.kernel_y),
+                kernel_x_left.eq(geometry.kernel_x),
+                begins.eq(1),
                 row_base.eq(entry.weight_base),
                 weight_row.eq(entry.weight_base),
-                held.eq(0),
-                rows_left.eq(config.accumulator_rows),
-            ]
-        with m.If(self.start | ((skip | (step & last_tap & ~goes_on)) & last_of_tile)):
-            m.d.sync += [
-                out_y.eq(0),
-                out_x.eq(self.share),
-                first_x.eq(self.share),
-                first_origin.eq(start_origin),
-                origin_x.eq(start_origin),
-                x.eq(start_origin),
-                origin_y.eq(-entry.pad_top),
-                y.eq(-entry.pad_top),
+                room.eq(geometry.room),
+                rows_left.eq(config.accumulator_rows - 1),
             ]
 
-        # Stage 1: the tap's position, whose place is read in the next cycle.
+        # Stages 1 to 3: the tap's position, whose place is read in the fourth.
         tap = data.StructLayout(
             {
                 "inside": 1,
@@ -332,34 +331,40 @@ class Sequencer(wiring.Component):
                 "last": 1,
             }
         )
-        taps_of = [Signal(tap, name=f"tap_{stage}", reset_less=True) for stage in (1, 2)]
-        valid = [Signal(name=f"valid_{stage}") for stage in (1, 2, 3, 4)]
+        taps_of = [Signal(tap, name=f"tap_{stage}", reset_less=True) for stage in range(4)]
+        valid = [Signal(name=f"valid_{stage}") for stage in range(6)]
+        line = Signal(range(config.positions), reset_less=True)
+        column = Signal(range(config.positions), reset_less=True)
         m.d.sync += [
             valid[0].eq(step & ~self.stop),
-            valid[1].eq(valid[0] & ~self.stop),
-            taps_of[0].inside.eq(
-                # What is negative is large without its sign.
-                (y.as_unsigned() < in_height) & (x.as_unsigned() < in_width)
-            ),
+            # What is negative is large without its sign.
+            taps_of[0].inside.eq((y.as_unsigned() < in_height) & (x.as_unsigned() < in_width)),
             taps_of[0].weight_row.eq(weight_row),
             taps_of[0].last.eq(last_tap),
-            taps_of[1].eq(taps_of[0]),
-            self.places.address.eq((y * in_width)[: len(x)] + x),
+            line.eq(y[: len(line)] * in_width),
+            column.eq(x),
+            self.places.address.eq(line + column),
         ]
+        for stage in range(1, 4):
+            m.d.sync += [
+                valid[stage].eq(valid[stage - 1] & ~self.stop),
+                taps_of[stage].eq(taps_of[stage - 1]),
+            ]
 
-        # Stage 2: its place, from which follow the entries, and the row's sums.
-        present = taps_of[1]
-        spot = self.places.place
+        # Stage 4: its place, from which follow the entries, and the row's sums.
+        present = taps_of[3]
+        spot = Signal.like(self.places.place, reset_less=True)
+        m.d.sync += spot.eq(self.places.place)
         low_sum = Signal(work_range(config), reset_less=True)
         high_sum = Signal(work_range(config), reset_less=True)
         low_total, high_total = Signal.like(low_sum), Signal.like(high_sum)
         fresh = Signal(init=1)
-        inside = valid[1] & present.inside
+        inside = valid[3] & present.inside
         m.d.comb += [
             low_total.eq(Mux(fresh, 0, low_sum) + Mux(present.inside, spot.low, 0)),
             high_total.eq(Mux(fresh, 0, high_sum) + Mux(present.inside, spot.high, 0)),
         ]
-        with m.If(valid[1]):
+        with m.If(valid[3]):
             m.d.sync += [
                 low_sum.eq(low_total),
                 high_sum.eq(high_total),
@@ -374,10 +379,10 @@ class Sequencer(wiring.Component):
             work.high.address.eq(spot.address + geometry.slot_last),
             work.high.count.eq(spot.high),
             work.high.row.eq(present.weight_row),
-            valid[2].eq(valid[1] & present.last & ~self.stop),
+            valid[4].eq(valid[3] & present.last & ~self.stop),
         ]
 
-        # Stage 3: the entries go into the lists; the row is complete.
+        # Stage 5: the entries go into the lists; the row is complete.
         low_first, high_first = Signal.like(work.low_slot), Signal.like(work.high_slot)
         low_end, high_end = Signal.like(low_first), Signal.like(high_first)
         m.d.comb += [
@@ -385,12 +390,12 @@ class Sequencer(wiring.Component):
             high_end.eq(work.high_slot + work.push_high),
         ]
         m.d.sync += [work.low_slot.eq(low_end), work.high_slot.eq(high_end)]
-        with m.If(valid[2]):
+        with m.If(valid[4]):
             m.d.sync += [low_first.eq(low_end), high_first.eq(high_end)]
 
         # The second lane takes low items off the first until both have as many.
         m.d.sync += [
-            valid[3].eq(valid[2] & ~self.stop),
+            valid[5].eq(valid[4] & ~self.stop),
             work.row.high.eq(high_sum),
             work.row.low_first.eq(low_first),
             work.row.low_last.eq(low_end - 1),
@@ -407,9 +412,9 @@ class Sequencer(wiring.Component):
             ]
             m.d.sync += [work.row.low[0].eq(low_sum - helped), work.row.low[1].eq(helped)]
 
-        # Stage 4: the row goes to the lanes.
+        # Stage 6: the row goes to the lanes.
         m.d.comb += [
-            work.push_row.eq(valid[3]),
+            work.push_row.eq(valid[5]),
             self.steady.eq(~(step | skip | self.start | Cat(valid).any())),
             self.ended.eq(~walking & ~self.start & ~Cat(valid).any()),
         ]

@@ -16,7 +16,7 @@ from ditto.hdl.config import Config
 
 __all__ = ["LIST_LATENCY", "RUN_LATENCY", "START_LATENCY", "Timing", "row_lengths", "schedule"]
 
-LIST_LATENCY = 5
+LIST_LATENCY = 7
 """Cycles from the walk over a row's last tap to the lanes' start with the row."""
 
 START_LATENCY = 1

@@ -20,7 +20,7 @@ from ditto.sim.workload import random_workload
 
 RUNS: int = PARAMETERS["runs"]
 SLOTS = len(slot_range(CONFIG))
-LATENCY = 4
+LATENCY = 6
 """Cycles from the walk over a row's last tap until the row is pushed."""
 
 Entry = tuple[int, int, int]
@@ -115,15 +115,15 @@ def geometry(entry: dict[str, int]) -> int:
     taps = entry["kernel_height"] * entry["kernel_width"]
     return pack(
         geometry_of(CONFIG),
-        taps=taps,
-        held=CONFIG.held_taps(taps),
-        last_kernel_y=entry["kernel_height"] - 1,
-        last_kernel_x=entry["kernel_width"] - 1,
-        last_y=entry["out_height"] - 1,
-        last_tile=entry["tiles"] - 1,
+        room=CONFIG.rows_ahead(taps) - 1,
+        tiles=entry["tiles"] - 2,
+        lines=entry["out_height"] - 2,
+        kernel_y=entry["kernel_height"] - 2,
+        kernel_x=entry["kernel_width"] - 2,
         slot_last=entry["channels"] * CONFIG.digits - 1,
         split_x=entry["split"] * entry["stride_x"],
         skew_x=entry["skew"] * entry["stride_x"],
+        skew_back_x=(entry["skew"] - entry["split"]) * entry["stride_x"],
     )
 
 
