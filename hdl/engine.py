@@ -135,6 +135,9 @@ class Engine(wiring.Component):
         geometry = Signal(geometry_of(config), reset_less=True)
         task = Signal(task_of(config), reset_less=True)
         start, begin, stop = Signal(), Signal(), Signal()
+        # Far away, these are heard a cycle later.
+        started, stopped = Signal(), Signal()
+        m.d.sync += [started.eq(start), stopped.eq(stop)]
         for number, cluster in enumerate(clusters):
             m.submodules[f"cluster_{number}"] = cluster
             weight_en = Signal(name=f"weight_en_{number}")
@@ -156,9 +159,9 @@ class Engine(wiring.Component):
                 cluster.read_address.eq(self.read_address),
                 cluster.entry.eq(entry),
                 cluster.geometry.eq(geometry),
-                cluster.start.eq(start),
+                cluster.start.eq(started),
                 cluster.begin.eq(begin),
-                cluster.stop.eq(stop),
+                cluster.stop.eq(stopped),
                 cluster.dense.eq(task.mode == Mode.DENSE),
             ]
 
@@ -192,10 +195,13 @@ class Engine(wiring.Component):
             entry.tiles,
             entry.split,
         ]
-        taps = entry.kernel_height * entry.kernel_width
-        rooms = [config.rows_ahead(max(taps, 1)) - 1 for taps in range(config.list_depth + 1)]
+        taps = Signal(8, reset_less=True)
+        rooms = [config.rows_ahead(max(n, 1)) - 1 for n in range(config.list_depth + 1)]
         possible = Signal()
+        holds_state = Signal()  # the task's entry holds accumulators
+        complete, incomplete = Signal(), Signal()  # the tile's positions are there
         m.d.sync += [
+            taps.eq(entry.kernel_height * entry.kernel_width),
             geometry.room.eq(Array(rooms)[taps]),
             geometry.tiles.eq(entry.tiles - 2),
             geometry.lines.eq(entry.out_height - 2),
@@ -206,27 +212,29 @@ class Engine(wiring.Component):
             geometry.skew_x.eq(entry.skew * entry.stride_x),
             geometry.skew_back_x.eq((entry.skew - entry.split) * entry.stride_x),
         ]
-        m.d.comb += [
+        m.d.sync += [
             possible.eq(
                 Cat(size != 0 for size in sizes).all()
                 & (taps <= config.list_depth)
                 & Cat(entry[name] <= value for name, value in config.largest.items()).all()
                 & (entry.skew < entry.split)
             ),
-            encoder.channels.eq(entry.channels),
+            holds_state.eq((filled & task_bit).any()),
+            complete.eq(encoder.exact & (encoder.positions == entry.positions)),
+            incomplete.eq(encoder.positions < entry.positions),
         ]
+        m.d.comb += encoder.channels.eq(entry.channels)
 
         loaded = Signal()  # The difference buffer belongs to `tile` and may be run.
         tile = Signal(range(config.layers))
         ahead = Signal()  # The sequencers walk ahead of a run.
         running = Signal()
-        complete = encoder.exact & (encoder.positions == entry.positions)
         steady = Cat(cluster.steady for cluster in clusters).all()
         ended = Cat(cluster.ended for cluster in clusters).all()
         overrun = Cat(cluster.overrun for cluster in clusters).any()
         with m.If(start):
             m.d.sync += ahead.eq(1)
-        with m.Elif(stop):
+        with m.Elif(stopped):
             m.d.sync += ahead.eq(0)
 
         def finish(status: Status) -> None:
@@ -251,6 +259,8 @@ class Engine(wiring.Component):
                 m.d.sync += entry.eq(table_r.data)
                 m.next = "Derive"
             with m.State("Derive"):
+                m.next = "Judge"
+            with m.State("Judge"):
                 m.next = "Check"
             with m.State("Check"):
                 with m.If(~possible):
@@ -261,12 +271,14 @@ class Engine(wiring.Component):
                     finish(Status.OK)
                 with m.Elif(~loaded | (tile != task.entry) | ~complete):
                     finish(Status.NO_DELTAS)
-                with m.Elif((task.mode != Mode.DENSE) & ~(filled & task_bit).any()):
+                with m.Elif((task.mode != Mode.DENSE) & ~holds_state):
                     finish(Status.NO_STATE)
                 with m.Else():
                     m.d.comb += start.eq(~ahead)
                     m.d.sync += loaded.eq(0)
-                    m.next = "Walk ahead"
+                    m.next = "Start"
+            with m.State("Start"):
+                m.next = "Walk ahead"
             with m.State("Walk ahead"):
                 with m.If(steady):
                     m.d.comb += begin.eq(1)
@@ -326,8 +338,6 @@ class Engine(wiring.Component):
             m.d.sync += [counters[name].eq(0) for name in ("cycles", *added)]
         with m.If(encoder.begin):
             m.d.sync += counters.stall_link.eq(0)
-        with m.Elif(
-            loaded & (encoder.positions < entry.positions) & encoder.i.ready & ~encoder.i.valid
-        ):
+        with m.Elif(loaded & incomplete & encoder.i.ready & ~encoder.i.valid):
             m.d.sync += counters.stall_link.eq(counters.stall_link + 1)
         return m

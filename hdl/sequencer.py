@@ -250,9 +250,7 @@ class Sequencer(wiring.Component):
             following_x.eq(origin_x + geometry.split_x),
             restarts.eq(last_of_tile | ~walking),
             first.eq(Mux(restarts, self.share, next_first)),
-            origin.eq(
-                Mux(restarts, self.share * entry.stride_x - entry.pad_left, next_origin)
-            ),
+            origin.eq(Mux(restarts, self.share * entry.stride_x - entry.pad_left, next_origin)),
             following_y.eq(Mux(restarts, -entry.pad_top, origin_y + entry.stride_y)),
             wraps.eq(first + skew >= split),
         ]
