@@ -8,7 +8,7 @@
 
 """
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -118,7 +118,9 @@ class DigitSplitter(wiring.Component):
     overflow : Out(1)
         A position did not fit the difference buffer since ``clear``, and was not written.
     partial : Out(1)
-        A position has begun and not ended.
+        A position has begun and not been written.
+    busy : Out(1)
+        Items of a delta are not written yet.
     clear : In(1)
         Begin at the first position again.
     """
@@ -130,6 +132,7 @@ class DigitSplitter(wiring.Component):
     positions: Signal
     overflow: Signal
     partial: Signal
+    busy: Signal
     clear: Signal
 
     def __init__(self, config: Config) -> None:
@@ -143,6 +146,7 @@ class DigitSplitter(wiring.Component):
                 "positions": Out(16),
                 "overflow": Out(1),
                 "partial": Out(1),
+                "busy": Out(1),
                 "clear": In(1),
             }
         )
@@ -161,28 +165,27 @@ class DigitSplitter(wiring.Component):
         # Digits below the highest shift are balanced; a negative one is made good by one more in
         # those above it. What remains is given out in as many of the largest digits as it takes.
         bits, shifts = config.digit_bits, config.shifts
-        digits: list[Value] = []
+        low_digits: list[Value] = []
         rest: Value = self.i.payload
         for _ in range(shifts - 1):
-            digits.append(rest[:bits].as_signed())
+            low_digits.append(rest[:bits].as_signed())
             rest = (rest >> bits) + rest[bits - 1]
+        full = Signal()
+        digits: list[Value] = [
+            Signal.like(digit, name=f"digit_{number}", reset_less=True)
+            for number, digit in enumerate(low_digits)
+        ]
+        remaining = Signal(rest.shape(), reset_less=True)
+        left = Signal(shifts, reset_less=True)  # what is not written yet
         most, least = (1 << bits - 1) - 1, -1 << bits - 1
-        given = Signal(rest.shape())
-        remaining = Signal(rest.shape())
+        exceeds = Signal()
         digits.append(Mux(remaining > most, most, Mux(remaining < least, least, remaining)))
-        nonzero = Signal(shifts)
-        written = Signal(shifts)
-        left = Signal(shifts)
         lowest = Signal(shifts)
         shift = Signal(range(max(shifts, 2)))
-        exceeds = Signal()
         writes, writes_low = Signal(), Signal()
         m.d.sync += slot.eq(self.channels * config.digits)
         m.d.comb += [
-            remaining.eq(rest - given),
             exceeds.eq((remaining > most) | (remaining < least)),
-            nonzero.eq(Cat(digit != 0 for digit in digits) if config.skip else 1),
-            left.eq(nonzero & ~written),
             lowest.eq(left & -left),
             done.eq(((left & ~lowest) == 0) & ~exceeds),
             end.eq(base + slot),
@@ -190,14 +193,27 @@ class DigitSplitter(wiring.Component):
                 ~self.overflow & (end <= config.item_depth) & (self.positions < config.positions)
             ),
             last.eq(channel == self.channels - 1),
-            writes.eq(self.i.valid & left.any()),
+            writes.eq(full & left.any()),
             writes_low.eq(writes & lowest[0]),
-            self.i.ready.eq(done),
-            self.partial.eq(channel != 0),
+            self.i.ready.eq(~full | done),
+            self.busy.eq(full),
+            self.partial.eq(full | (channel != 0)),
         ]
         for i in range(shifts):
             with m.If(lowest[i]):
                 m.d.comb += shift.eq(i)
+        with m.If(self.i.ready):
+            nonzero = Cat(digit != 0 for digit in [*low_digits, rest])
+            m.d.sync += [
+                full.eq(self.i.valid & ~self.clear),
+                remaining.eq(rest),
+                left.eq(nonzero if config.skip else 1),
+                *(held.eq(digit) for held, digit in zip(digits, low_digits, strict=False)),
+            ]
+        with m.Elif(lowest[-1]):
+            m.d.sync += remaining.eq(remaining - digits[-1])
+        with m.Else():
+            m.d.sync += left.eq(left & ~lowest)
 
         # The memories are written a cycle later.
         m.d.sync += [
@@ -206,16 +222,14 @@ class DigitSplitter(wiring.Component):
             self.items.item.channel.eq(channel),
             self.items.item.digit.eq(Array(digits)[shift]),
             self.items.item.shift.eq(shift),
-            self.places.en.eq(self.i.valid & done & last & fits & ~self.clear),
+            self.places.en.eq(full & done & last & fits & ~self.clear),
             self.places.address.eq(self.positions),
             self.places.place.address.eq(base),
             self.places.place.low.eq(low + writes_low),
             self.places.place.high.eq(high + (writes & ~writes_low)),
         ]
-        with m.If(self.i.valid):
+        with m.If(full):
             m.d.sync += [
-                written.eq(Mux(done, 0, written | Cat(lowest[:-1], Const(0, 1)))),
-                given.eq(Mux(done | ~lowest[-1], 0, given + digits[-1])),
                 low.eq(low + writes_low),
                 high.eq(high + (writes & ~writes_low)),
             ]
@@ -229,8 +243,7 @@ class DigitSplitter(wiring.Component):
                         m.d.sync += self.overflow.eq(1)
         with m.If(self.clear):
             m.d.sync += [
-                written.eq(0),
-                given.eq(0),
+                full.eq(0),
                 channel.eq(0),
                 low.eq(0),
                 high.eq(0),
@@ -324,7 +337,7 @@ class Encoder(wiring.Component):
             splitter.channels.eq(self.channels),
             self.positions.eq(splitter.positions),
             self.exact.eq(~(reader.partial | full | splitter.partial | splitter.overflow)),
-            self.busy.eq(self.i.valid | full),
+            self.busy.eq(self.i.valid | full | splitter.busy),
         ]
         with m.If(reader.o.ready):
             m.d.sync += [full.eq(reader.o.valid & ~self.begin), held.eq(reader.o.payload)]

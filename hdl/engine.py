@@ -210,7 +210,7 @@ class Engine(wiring.Component):
             geometry.slot_last.eq(entry.channels * config.digits - 1),
             geometry.split_x.eq(entry.split * entry.stride_x),
             geometry.skew_x.eq(entry.skew * entry.stride_x),
-            geometry.skew_back_x.eq((entry.skew - entry.split) * entry.stride_x),
+            geometry.skew_back_x.eq(geometry.skew_x - geometry.split_x),
         ]
         m.d.sync += [
             possible.eq(

@@ -207,10 +207,9 @@ class Lane(wiring.Component):
             m.d.sync += busy.eq(0)
         with m.If(load_low):
             entry = self.low.entry
-            skipped = entry.count - 1 if backward else 0
             m.d.sync += [
                 at_high.eq(0),
-                self.item.address.eq(entry.address + skipped),
+                self.item.address.eq(entry.last if backward else entry.address),
                 count.eq(entry.count),
                 self.weight_row.eq(entry.row),
                 low_slot.eq(self.low.slot + (-1 if backward else 1)),

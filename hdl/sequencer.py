@@ -46,10 +46,14 @@ def work_range(config: Config) -> range:
 
 
 def entry_of(config: Config) -> data.StructLayout:
-    """Lay out a list entry: items of one tap, the first of them, and the tap's weight row."""
+    """Lay out a list entry: items of one tap, the first and the last, and the tap's weight row.
+
+    High items are never taken from the last one on: their ``last`` is 0.
+    """
     return data.StructLayout(
         {
             "address": range(config.item_depth),
+            "last": range(config.item_depth),
             "count": config.count_bits,
             "row": range(config.weight_rows),
         }
@@ -372,6 +376,7 @@ class Sequencer(wiring.Component):
             work.push_low.eq(inside & (spot.low != 0) & ~self.stop),
             work.push_high.eq(inside & (spot.high != 0) & ~self.stop),
             work.low.address.eq(spot.address),
+            work.low.last.eq(spot.address + spot.low - 1),
             work.low.count.eq(spot.low),
             work.low.row.eq(present.weight_row),
             work.high.address.eq(spot.address + geometry.slot_last),

@@ -2,13 +2,13 @@
 
 from amaranth.hdl import Module
 from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ditto.hdl.command import CommandMachine
 from ditto.hdl.config import Config
 from ditto.hdl.engine import Engine
 from ditto.hdl.framing import PACKET, Deframer, Framer
-from ditto.hdl.stream import Register
 
 __all__ = ["Top"]
 
@@ -42,12 +42,23 @@ class Top(wiring.Component):
         m.submodules.deframer = deframer = Deframer(frame_bytes=self.config.frame_bytes)
         m.submodules.command = command = CommandMachine(self.config)
         m.submodules.engine = engine = Engine(self.config)
-        m.submodules.answers = answers = Register(PACKET)
         m.submodules.framer = framer = Framer()
+
+        # Bytes wait in between, so that no path leads through both sides of such a stream.
+        def connect_through(name: str, source: stream.Interface, sink: stream.Interface) -> None:
+            m.submodules[name] = fifo = SyncFIFOBuffered(width=PACKET.size, depth=2)
+            m.d.comb += [
+                fifo.w_data.eq(source.payload),
+                fifo.w_en.eq(source.valid),
+                source.ready.eq(fifo.w_rdy),
+                sink.payload.eq(fifo.r_data),
+                sink.valid.eq(fifo.r_rdy),
+                fifo.r_en.eq(sink.ready),
+            ]
+
         connect(m, flipped(self.i), deframer.i)
-        connect(m, deframer.o, command.i)
+        connect_through("commands", deframer.o, command.i)
         connect(m, command.engine, engine)
-        connect(m, command.o, answers.i)
-        connect(m, answers.o, framer.i)
+        connect_through("answers", command.o, framer.i)
         connect(m, framer.o, flipped(self.o))
         return m

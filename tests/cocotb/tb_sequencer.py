@@ -198,6 +198,8 @@ class Bench:
                     item = self.entry_layout.from_bits(int(getattr(dut, f"work__{name}").value))
                     at = int(getattr(dut, f"work__{name}_slot").value)
                     lists[name][at] = item.address, item.count, item.row
+                    if name == "low":
+                        assert item.last == item.address + item.count - 1, where
             assert not int(dut.overrun.value), where
             if int(dut.ended.value):
                 assert number == len(wanted) and int(dut.steady.value), where
