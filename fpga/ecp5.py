@@ -63,5 +63,7 @@ class Ecp5:
             ports[f"p_INIT{bit}"] = Const(tables[bit], 16)
             ports[f"p_INJECT1_{bit}"] = "NO"
             ports[f"o_S{bit}"] = sums[bit]
-            ports |= {f"i_{name}{bit}": value for name, value in zip("ABCD", inputs[bit], strict=True)}
+            ports |= {
+                f"i_{name}{bit}": value for name, value in zip("ABCD", inputs[bit], strict=True)
+            }
         return Instance("CCU2C", **ports)
