@@ -1,0 +1,196 @@
+"""Estimates the size and speed of a device without building it.
+
+Memories follow exactly from their sizes, by the rules of Yosys. Everything else is a linear model of
+a few sizes of the device, fitted to builds by :mod:`ditto.fpga.fit`.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from ditto.fpga.parts import PARTS, Part
+from ditto.hdl.config import Config, Multiplier
+
+__all__ = [
+    "FITTED",
+    "Estimate",
+    "Fit",
+    "Mapped",
+    "estimate",
+    "features",
+    "map_memory",
+    "speed_features",
+]
+
+FITTED = ("luts", "carries", "comb", "ffs", "distributed", "dsps")
+"""What is fitted, by field of :class:`ditto.fpga.build.Synthesized`; block memories are exact."""
+
+_BLOCK = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18))
+_SINGLE_READER = (512, 36)
+_BLOCK_COST, _CELL_COST = 128, 4
+
+_RING = (512, 8)  # what the framer sends
+
+
+class Mapped(NamedTuple):
+    """How Yosys maps a memory: block memories, or cells of 16 x 4 bits, and what joins them."""
+
+    brams: int
+    cells: int
+    #: Bits that are selected among several blocks or cells, each time two become one.
+    muxes: int
+
+
+def map_memory(depth: int, width: int, readers: int = 1) -> Mapped:
+    """Map a memory with a write port, which one of two readers shares, as Yosys does.
+
+    It takes the form that costs least, by the costs of its library for ECP5.
+
+    >>> map_memory(5632, 128, 2)
+    Mapped(brams=45, cells=0, muxes=256)
+    >>> map_memory(32, 21)
+    Mapped(brams=0, cells=12, muxes=21)
+    """
+    shapes = _BLOCK if readers > 1 else (*_BLOCK, _SINGLE_READER)
+    brams, rows = min((-(-depth // d) * -(-width // w), -(-depth // d)) for d, w in shapes)
+    deep = -(-depth // 16)
+    cells = readers * -(-width // 4) * deep
+    muxes = readers * width * (deep - 1)
+    if _CELL_COST * cells + muxes < _BLOCK_COST * brams:
+        return Mapped(0, cells, muxes)
+    return Mapped(brams, 0, readers * width * (rows - 1))
+
+
+def _memories(config: Config) -> Mapped:
+    """Add up the memories of a device."""
+    readers = {"weights": config.lanes, "items": config.lanes}
+    total = [0, 0, 0]
+    for memory in config.memories:
+        mapped = map_memory(memory.depth, memory.width, readers.get(memory.name, 1))
+        total = [a + memory.count * b for a, b in zip(total, mapped, strict=True)]
+    ring = map_memory(*_RING)
+    return Mapped(*(a + b for a, b in zip(total, ring, strict=True)))
+
+
+def features(config: Config) -> dict[str, float]:
+    """Return the sizes of a device that its logic is linear in."""
+    clusters, lanes = config.clusters, config.clusters * config.lanes
+    is_block = config.multiplier is Multiplier.DSP
+    product = config.weight_bits + config.digit_bits
+    # Blocks of multipliers: two columns share one where they can.
+    blocks = -(-config.columns // 2) if config.is_packed else config.columns
+    rows = -(-config.digit_bits // 2)  # radix-4 Booth rows of a product of tables
+    depths = (config.weight_rows, config.accumulator_rows, config.item_depth, config.positions)
+    memories = _memories(config)
+    return {
+        "device": 1,
+        "clusters": clusters,
+        "lanes": lanes,
+        # Adders and registers of the accumulators.
+        "accumulator bits": clusters * config.columns * config.accumulator_bits,
+        # The way of the weights from the host.
+        "word bits": config.columns * config.weight_bits,
+        "weight bits": lanes * config.columns * config.weight_bits,
+        "multiplier blocks": lanes * blocks if is_block else 0,
+        "block product bits": lanes * config.columns * product if is_block else 0,
+        "table product bits": 0 if is_block else lanes * config.columns * product,
+        "table row bits": 0 if is_block else lanes * config.columns * rows * config.weight_bits,
+        "address bits": clusters * sum((depth - 1).bit_length() for depth in depths),
+        "layers": config.layers,
+        "lists": clusters * (config.lanes + 1) * -(-config.list_depth // 16),
+        "memory cells": memories.cells,
+        "memory multiplexers": memories.muxes,
+    }
+
+
+def speed_features(config: Config) -> dict[str, float]:
+    """Return the sizes of a device that its clock period is linear in."""
+    return {
+        "device": 1,
+        "multipliers, doublings": math.log2(config.multipliers),
+        "tables": float(config.multiplier is Multiplier.LUT),
+    }
+
+
+class Fit(NamedTuple):
+    """A linear model, and how well it foretells builds that it was not fitted to."""
+
+    coefficients: dict[str, float]
+    #: Mean and largest relative error over the builds, each left out in turn.
+    mean_error: float
+    largest_error: float
+
+    def __call__(self, values: dict[str, float]) -> float:
+        """Evaluate the model."""
+        return sum(factor * values[name] for name, factor in self.coefficients.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Size and speed of a device.
+
+    Parameters
+    ----------
+    cells
+        Cells by name; see :data:`FITTED`, and ``brams``, which is exact.
+    fmax_mhz
+        Clock frequency of speed grade 6, median over the seeds.
+    margins
+        Largest relative error of each, over builds that the model had not seen.
+    """
+
+    cells: dict[str, int]
+    fmax_mhz: float
+    margins: dict[str, float]
+
+    def verdict(self, part: Part) -> str:
+        """Say whether the device fits a part: ``fits``, ``too big`` or ``unsure``."""
+        shares = [
+            (self.cells[name] / part.cells[cell], self.margins[name]) for name, cell in PLACES
+        ]
+        if any(share * (1 - margin) > 1 for share, margin in shares):
+            return "too big"
+        return "fits" if all(share * (1 + margin) <= 1 for share, margin in shares) else "unsure"
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the estimate in plain values, for JSON."""
+        parts = {
+            part.name: {
+                "verdict": self.verdict(part),
+                "shares": {name: self.cells[name] / part.cells[cell] for name, cell in PLACES},
+            }
+            for part in PARTS.values()
+        }
+        return {**self.cells, "fmax_mhz": self.fmax_mhz, "margins": self.margins, "parts": parts}
+
+
+PLACES = (
+    ("comb", "TRELLIS_COMB"),
+    ("ffs", "TRELLIS_FF"),
+    ("brams", "DP16KD"),
+    ("dsps", "MULT18X18D"),
+)
+"""What a part may have too little of: our name, and that of the part's cells."""
+
+
+@cache
+def _model() -> dict[str, Any]:
+    return json.loads(files("ditto.fpga").joinpath("estimate.json").read_text(encoding="utf-8"))
+
+
+def estimate(config: Config) -> Estimate:
+    """Estimate the size and speed of a device."""
+    model = _model()
+    sizes = features(config)
+    cells, margins = {"brams": _memories(config).brams}, {"brams": 0.0}
+    for name in FITTED:
+        fit = Fit(**model["fits"][name])
+        cells[name] = round(fit(sizes))
+        margins[name] = fit.largest_error
+    speed = Fit(**model["fits"]["period_ns"])
+    margins["fmax_mhz"] = speed.largest_error
+    fmax = 1000 / speed(speed_features(config))
+    return Estimate(cells=cells, fmax_mhz=round(fmax, 1), margins=margins)
