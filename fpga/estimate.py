@@ -1,7 +1,7 @@
 """Estimates the size and speed of a device without building it.
 
-Memories follow exactly from their sizes, by the rules of Yosys. Everything else is a linear model of
-a few sizes of the device, fitted to builds by :mod:`ditto.fpga.fit`.
+Memories follow exactly from their sizes, by the rules of Yosys. Everything else is a linear model
+of a few sizes of the device, fitted to builds by :mod:`ditto.fpga.fit`.
 """
 
 import json
