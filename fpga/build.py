@@ -67,7 +67,7 @@ class DoesNotFitError(ToolError):
             f"{used - part.cells[cell]} too many"
             for cell, used in needs.items()
         )
-        super().__init__(f"the device does not fit {part.name}: it takes {causes}", "")
+        super().__init__(f"the device does not fit {part.name}: it takes {causes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,8 +341,7 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise ToolError(
             f"cannot build in {folder}: {error} (set XDG_CACHE_HOME to a folder that can be "
-            "written)",
-            "",
+            "written)"
         ) from error
     return folder
 

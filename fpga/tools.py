@@ -17,7 +17,19 @@ _TAIL = 12  # lines of a failed tool's output that a message shows
 
 
 class ToolError(Exception):
-    """A tool that failed."""
+    """A tool that failed.
+
+    Parameters
+    ----------
+    message
+        What failed, and why.
+    output
+        Everything that the tool printed.
+    """
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 class MissingToolError(ToolError):
@@ -64,7 +76,7 @@ class Tool(NamedTuple):
         TimeLimitError
             If it takes more than ``timeout`` seconds.
         ToolError
-            If it fails. The last lines of its output are in the message, all are in ``args[1]``.
+            If it fails. The last lines of its output are in the message.
         """
         log = folder / f"{self.name}.log"
         try:
@@ -79,7 +91,7 @@ class Tool(NamedTuple):
                     start_new_session=True,
                 )
         except OSError as error:
-            raise ToolError(f"{self.name} does not start: {error}", "") from error
+            raise ToolError(f"{self.name} does not start: {error}") from error
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:

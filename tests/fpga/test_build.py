@@ -52,7 +52,7 @@ class FakeTool:
         if "--pack-only" in arguments:
             kind = "packed"
         if kind in self.fails:
-            raise ToolError(f"{kind} failed", "")
+            raise ToolError(f"{kind} failed")
         (folder / {"netlist": "d.json"}.get(kind, "r.json")).write_text(recorded(kind))
         return ""
 
@@ -172,7 +172,7 @@ def test_a_tool_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> No
     )
     with pytest.raises(TimeLimitError, match="^thing has not finished in 2 s; gave up") as caught:
         python(code).run([], tmp_path, 2)
-    child = int(caught.value.args[1])
+    child = int(caught.value.output)
     for _ in range(100):
         try:
             # A dead process that nobody has waited for is still there.
