@@ -28,9 +28,14 @@ __all__ = [
 FITTED = ("luts", "carries", "comb", "ffs", "distributed", "dsps")
 """What is fitted, by field of :class:`ditto.fpga.build.Synthesized`; block memories are exact."""
 
-_BLOCK = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18))
-_SINGLE_READER = (512, 36)
+# Depth and width of a block memory; the widest form has a read port and a write port alone.
+_SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
+_BYTE = 9  # bits that are written apart
+
 _BLOCK_COST, _CELL_COST = 128, 4
+
+RESERVED = 64
+"""Bits of a layer-table entry that nobody reads."""
 
 _RING = (512, 8)  # what the framer sends
 
@@ -47,21 +52,30 @@ class Mapped(NamedTuple):
 def map_memory(depth: int, width: int, readers: int = 1) -> Mapped:
     """Map a memory with a write port, which one of two readers shares, as Yosys does.
 
-    It takes the form that costs least, by the costs of its library for ECP5.
+    It takes the form that costs least, by the costs of its library for ECP5: blocks side by side
+    for the width, and in rows for the depth, of which multiplexers select one.
 
     >>> map_memory(5632, 128, 2)
-    Mapped(brams=45, cells=0, muxes=256)
+    Mapped(brams=45, cells=0, muxes=512)
     >>> map_memory(32, 21)
     Mapped(brams=0, cells=12, muxes=21)
     """
-    shapes = _BLOCK if readers > 1 else (*_BLOCK, _SINGLE_READER)
-    brams, rows = min((-(-depth // d) * -(-width // w), -(-depth // d)) for d, w in shapes)
     deep = -(-depth // 16)
-    cells = readers * -(-width // 4) * deep
-    muxes = readers * width * (deep - 1)
-    if _CELL_COST * cells + muxes < _BLOCK_COST * brams:
-        return Mapped(0, cells, muxes)
-    return Mapped(brams, 0, readers * width * (rows - 1))
+    options = [(_CELL_COST, 0, readers * -(-width // 4) * deep, deep)]
+    for block_depth, block_width in _SHAPES[: len(_SHAPES) - (readers > 1)]:
+        rows = -(-depth // block_depth)
+        columns, rest = divmod(width, block_width)
+        # A block of bytes that the last column does not need stands in for the rows below.
+        blocks = columns * rows
+        if rest:
+            spare = block_width // _BYTE // -(-rest // _BYTE) if block_width > _BYTE else 1
+            blocks += -(-rows // spare)
+        options.append((_BLOCK_COST, blocks, 0, rows))
+    found = []
+    for cost, brams, cells, rows in options:
+        muxes = readers * width * (rows - 1)
+        found.append((cost * (brams + cells) + muxes, Mapped(brams, cells, muxes)))
+    return min(found, key=lambda option: option[0])[1]
 
 
 def _memories(config: Config) -> Mapped:
@@ -69,14 +83,24 @@ def _memories(config: Config) -> Mapped:
     readers = {"weights": config.lanes, "items": config.lanes}
     total = [0, 0, 0]
     for memory in config.memories:
-        mapped = map_memory(memory.depth, memory.width, readers.get(memory.name, 1))
+        # Nobody reads the reserved bits of the layer table.
+        width = memory.width - (RESERVED if memory.name == "layers" else 0)
+        mapped = map_memory(memory.depth, width, readers.get(memory.name, 1))
         total = [a + memory.count * b for a, b in zip(total, mapped, strict=True)]
     ring = map_memory(*_RING)
     return Mapped(*(a + b for a, b in zip(total, ring, strict=True)))
 
 
-def features(config: Config) -> dict[str, float]:
-    """Return the sizes of a device that its logic is linear in."""
+def features(config: Config, name: str) -> dict[str, float]:
+    """Return the sizes of a device that the number of some cells is linear in.
+
+    Parameters
+    ----------
+    config
+        The device.
+    name
+        One of :data:`FITTED`.
+    """
     clusters, lanes = config.clusters, config.clusters * config.lanes
     is_block = config.multiplier is Multiplier.DSP
     product = config.weight_bits + config.digit_bits
@@ -85,7 +109,7 @@ def features(config: Config) -> dict[str, float]:
     rows = -(-config.digit_bits // 2)  # radix-4 Booth rows of a product of tables
     depths = (config.weight_rows, config.accumulator_rows, config.item_depth, config.positions)
     memories = _memories(config)
-    return {
+    sizes = {
         "device": 1,
         "clusters": clusters,
         "lanes": lanes,
@@ -104,6 +128,14 @@ def features(config: Config) -> dict[str, float]:
         "memory cells": memories.cells,
         "memory multiplexers": memories.muxes,
     }
+    return {size: sizes[size] for size in _ONLY.get(name, sizes)}
+
+
+_ONLY = {
+    "distributed": ("device", "clusters", "lanes", "lists", "memory cells"),
+    "dsps": ("device", "clusters", "multiplier blocks"),
+}
+"""Cells that not everything takes."""
 
 
 def speed_features(config: Config) -> dict[str, float]:
@@ -184,11 +216,10 @@ def _model() -> dict[str, Any]:
 def estimate(config: Config) -> Estimate:
     """Estimate the size and speed of a device."""
     model = _model()
-    sizes = features(config)
     cells, margins = {"brams": _memories(config).brams}, {"brams": 0.0}
     for name in FITTED:
         fit = Fit(**model["fits"][name])
-        cells[name] = round(fit(sizes))
+        cells[name] = round(fit(features(config, name)))
         margins[name] = fit.largest_error
     speed = Fit(**model["fits"]["period_ns"])
     margins["fmax_mhz"] = speed.largest_error

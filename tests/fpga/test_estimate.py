@@ -2,14 +2,22 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ditto.fpga.estimate import FITTED, Estimate, estimate, features, map_memory, speed_features
+from ditto.fpga.estimate import (
+    FITTED,
+    RESERVED,
+    Estimate,
+    estimate,
+    features,
+    map_memory,
+    speed_features,
+)
 from ditto.fpga.fit import fit, samples
 from ditto.fpga.parts import PARTS
 from ditto.hdl.config import Config, Multiplier, demo
@@ -55,12 +63,38 @@ def model() -> dict[str, Any]:
         (100, 12, 2, 1, 0),
         (3072, 72, 2, 12, 0),
         (3072, 72, 1, 12, 0),
+        (5632, 128, 1, 45, 0),
+        (4096, 38, 1, 10, 0),
+        (8192, 29, 1, 15, 0),
+        (1536, 256, 1, 22, 0),
+        (1536, 480, 1, 41, 0),
+        (700, 101, 1, 6, 0),
+        (4096, 12, 2, 3, 0),
+        (2048, 28, 1, 4, 0),
+        (3072, 100, 1, 18, 0),
+        (10000, 33, 1, 20, 0),
+        (10000, 20, 1, 15, 0),
+        (16384, 11, 1, 11, 0),
+        (1536, 38, 1, 4, 0),
+        (2560, 74, 1, 12, 0),
+        (600, 40, 1, 3, 0),
+        (5000, 19, 1, 8, 0),
+        (5000, 10, 1, 5, 0),
+        (2048, 10, 1, 2, 0),
     ],
 )
 def test_memories_are_mapped_as_yosys_does(
     depth: int, width: int, readers: int, brams: int, cells: int
 ) -> None:
     assert map_memory(depth, width, readers)[:2] == (brams, cells)
+
+
+def test_reserved_bits_are_those_of_the_layer_table() -> None:
+    from amaranth.lib.data import Layout
+
+    from ditto.hdl.protocol import LayerEntry
+
+    assert Layout.cast(LayerEntry)["reserved"].width == RESERVED
 
 
 def test_block_memories_of_every_build_are_exact(model: dict[str, Any]) -> None:
@@ -70,8 +104,8 @@ def test_block_memories_of_every_build_are_exact(model: dict[str, Any]) -> None:
 
 
 def test_fit_is_that_of_its_builds(model: dict[str, Any]) -> None:
-    rows = [features(Config(**build["configuration"])) for build in model["areas"]]
     for name in FITTED:
+        rows = [features(Config(**build["configuration"]), name) for build in model["areas"]]
         again = fit(rows, [build[name] for build in model["areas"]])._asdict()
         stored = model["fits"][name]
         assert again["coefficients"] == pytest.approx(stored["coefficients"], rel=1e-3)
@@ -129,8 +163,9 @@ def test_samples_are_always_the_same_and_small() -> None:
 
 def test_features_are_finite() -> None:
     for config in (demo, Config(clusters=1, lanes=1, columns=1)):
-        assert np.isfinite([*features(config).values(), *speed_features(config).values()]).all()
-        assert asdict(config)
+        for name in FITTED:
+            assert np.isfinite([*features(config, name).values()]).all()
+        assert np.isfinite([*speed_features(config).values()]).all()
 
 
 def test_an_estimate_takes_less_than_a_second() -> None:
