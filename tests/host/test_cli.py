@@ -237,7 +237,7 @@ def test_generate_passes_the_configuration(
 
 
 def test_every_parameter_has_an_option_with_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("denoise", "generate", "identify"):
+    for verb in ("denoise", "bench", "generate", "identify"):
         assert ditto(verb, "-h") == 0
         text = " ".join(capsys.readouterr().out.split())
         for name in Config.__dataclass_fields__:

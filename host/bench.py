@@ -1,0 +1,308 @@
+"""Measures what a model's sampling takes on a device, beside what it could take at best."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import Mode
+from ditto.host.device import word_bytes
+from ditto.host.executor import LayerRun
+from ditto.host.model import Model
+from ditto.host.program import Band, Placement, PlacementError, Program, suggest
+from ditto.host.report import Total, describe
+from ditto.host.samplers import DDIM
+from ditto.host.session import OnStep, draw
+from ditto.sim.cycles import schedule
+from ditto.sim.golden import Golden, shares, taps
+
+__all__ = ["BOUNDS", "baseline", "compare_builds", "fitting", "ideal", "macs", "measure"]
+
+BOUNDS = {
+    "products": "products of nonzero digits",
+    "lanes": "lanes that wait for each other at a row's end",
+    "columns": "columns without an output channel",
+    "clusters": "clusters that are done before others",
+    "fill": "pipeline that fills and drains",
+    "sequencer": "no row ready",
+}
+"""What the multiplier cycles of a run go to; see :func:`measure`."""
+
+LINK_BYTES = 1
+"""Bytes that cross the link in a cycle, at best."""
+
+_IDEAL = "an ideal dense array of 8 x 8 bits, always in use"
+
+
+def fitting(model: Model, config: Config, given: Iterable[str] = ()) -> Config:
+    """Return the device with memories deep enough for a model.
+
+    Parameters
+    ----------
+    model
+        The model.
+    config
+        The device.
+    given
+        Parameters that stay as they are.
+
+    Raises
+    ------
+    PlacementError
+        If the model does not fit even so.
+    """
+    layers, shapes = model.layers, model.shapes()
+    try:
+        Program(layers, shapes, config)
+        return config
+    except PlacementError:
+        least = suggest(layers, shapes, config)
+    kept = set(given) | {"clusters", "lanes", "columns", "digit_bits", "multiplier"}
+    grown = {
+        parameter.name: max(getattr(config, parameter.name), getattr(least, parameter.name))
+        for parameter in fields(Config)
+        if parameter.name not in kept
+    }
+    config = replace(config, **grown)
+    Program(layers, shapes, config)
+    return config
+
+
+def baseline(config: Config) -> Config | None:
+    """Return the dense array of the same generator, with as many multiplier bits; None if none.
+
+    A product of a whole delta and a weight takes the bits of two products of a nibble, so there
+    are half as many columns.
+    """
+    if config.columns < 2:
+        return None
+    dense: dict[str, Any] = {
+        "skip": 0,
+        "digit_bits": config.delta_bits,
+        "columns": config.columns * config.digit_bits // config.activation_bits,
+    }
+    return replace(config, **dense)
+
+
+def macs(placement: Placement) -> int:
+    """Return the multiply-accumulates of a layer, without those of zeros around the image."""
+    layer = placement.lowered.layer
+    inside = sum(int((taps(band.entry) >= 0).sum()) for band in placement.bands)
+    return inside * layer.channels * layer.outputs
+
+
+def ideal(config: Config) -> dict[str, float]:
+    """Return what a device could do at best, in each cycle."""
+    return {
+        "products_per_cycle": config.multipliers,
+        # A weight for every multiplier, and never one that is not multiplied.
+        "weight_bytes_per_cycle": config.multipliers * config.weight_bits / 8,
+        "link_bytes_per_cycle": LINK_BYTES,
+        # What a multiplier of 8 x 8 bits takes of ours.
+        "dense_macs_per_cycle": config.multipliers * config.digit_bits / 8,
+    }
+
+
+def measure(
+    model: Model,
+    config: Config,
+    sampler: DDIM,
+    *,
+    name: str,
+    modes: Sequence[Mode] = (Mode.TEMPORAL, Mode.DENSE),
+    samples: int = 1,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> list[dict[str, Any]]:
+    """Count the cycles of whole trajectories, by the golden model and its cycle model.
+
+    Parameters
+    ----------
+    model
+        The model.
+    config
+        The device, on which the model fits.
+    sampler
+        The sampler.
+    name
+        The model's name in the results.
+    modes
+        What the steps after the first start from.
+    samples, seed
+        Number of images, and the seed of their noise.
+    on_step
+        Called after each step.
+
+    Returns
+    -------
+    list of dict
+        For each mode, plain values for JSON. Shares of cycles are those of :data:`BOUNDS`.
+    """
+    program = Program(model.layers, model.shapes(), config)
+    results = []
+    for mode in modes:
+        drawing = draw(
+            model,
+            program,
+            lambda: Golden(config),
+            sampler,
+            samples=samples,
+            seed=seed,
+            mode=mode,
+            on_step=on_step,
+        )
+        runs = [run for sample in drawing.runs for run in sample]
+        count = samples * len(sampler.timesteps)
+        result = {
+            "model": name,
+            "sampler": "DDIM" if sampler.eta == 0 else f"DDIM, eta = {sampler.eta:g}",
+            "steps": len(sampler.timesteps),
+            "samples": samples,
+            "seed": seed,
+            "mode": mode.name.lower(),
+            "configuration": asdict(config),
+            "ideal": ideal(config),
+        }
+        layers = [
+            _layer(placement, [run for run in runs if run.layer == index], config, count)
+            for index, placement in enumerate(program.layers)
+        ]
+        result |= _sum(layers, Total.of(runs), config)
+        result |= _speedups(model, config, result, count)
+        results.append(result | {"layers": layers})
+    return results
+
+
+def _layer(
+    placement: Placement, runs: Sequence[LayerRun], config: Config, count: int
+) -> dict[str, Any]:
+    """Describe what a layer took in all steps."""
+    kind, sizes = describe(placement)
+    total = Total.of(runs)
+    facts = {
+        "name": placement.layer.name,
+        "kind": kind,
+        "sizes": sizes,
+        "macs": macs(placement) * count,
+        "link_bytes_in": total.counters.zero + total.counters.narrow + total.counters.wide,
+        "link_bytes_out": sum(_read_bytes(placement, band, config) for band in placement.bands)
+        * count,
+        "shares": _shares(placement, total, config),
+    }
+    facts |= _counts(facts, total, config)
+    shares = facts["shares"]
+    array = max(shares, key=lambda cause: shares[cause])
+    facts["array_bound"] = array
+    facts["bound"] = "link" if facts["link_cycles"] > facts["array_cycles"] else array
+    return facts
+
+
+def _counts(facts: Mapping[str, Any], total: Total, config: Config) -> dict[str, Any]:
+    # A layer's outputs are read when its run is done, and the next layer needs them.
+    link = (facts["link_bytes_in"] + facts["link_bytes_out"]) // LINK_BYTES
+    return {
+        "products": total.products,
+        "array_cycles": total.counters.cycles,
+        "ideal_cycles": -(-total.products // config.multipliers),
+        "link_cycles": link,
+        "utilization": total.utilization(config),
+    }
+
+
+def _sum(layers: Sequence[Mapping[str, Any]], total: Total, config: Config) -> dict[str, Any]:
+    """Add up the layers."""
+    facts: dict[str, Any] = {
+        name: sum(layer[name] for layer in layers)
+        for name in ("macs", "link_bytes_in", "link_bytes_out")
+    }
+    cycles = max(total.counters.cycles, 1)
+    facts["shares"] = {
+        cause: sum(layer["shares"][cause] * layer["array_cycles"] for layer in layers) / cycles
+        for cause in BOUNDS
+    }
+    return facts | _counts(facts, total, config) | {"counters": total.counters._asdict()}
+
+
+def _shares(placement: Placement, total: Total, config: Config) -> dict[str, float]:
+    """Return the share of multiplier cycles that goes to each of :data:`BOUNDS`."""
+    idle = total.idleness(config)
+    # What the shortest of runs takes besides its only work item.
+    latency = schedule([1], [0], 1, config).cycles - 1
+    clusters = [
+        sum(len(share.positions) > 0 for share in shares(band.entry, config.clusters))
+        for band in placement.bands
+    ]
+    cluster_cycles = max(config.clusters * total.counters.cycles, 1)
+    fill = min(total.runs * sum(clusters) * latency / cluster_cycles, idle["item"])
+    return {
+        "products": total.utilization(config),
+        "lanes": idle["row"],
+        "columns": idle["columns"],
+        "clusters": idle["cluster"],
+        "fill": fill,
+        "sequencer": idle["item"] - fill,
+    }
+
+
+def _read_bytes(placement: Placement, band: Band, config: Config) -> int:
+    """Return the bytes of accumulators that the host reads after a run of a band."""
+    most = max(len(part.positions) for part in shares(band.entry, config.clusters))
+    columns = min(placement.lowered.layer.outputs, config.columns)
+    word = word_bytes(columns, config.accumulator_bits)
+    return config.clusters * placement.tiles * most * word
+
+
+def _speedups(
+    model: Model, config: Config, result: Mapping[str, Any], count: int
+) -> dict[str, Any]:
+    """Compare with a dense array that has as many multiplier bits."""
+    cycles = -(-result["macs"] // result["ideal"]["dense_macs_per_cycle"])
+    facts: dict[str, Any] = {"baseline": _IDEAL, "baseline_configuration": None}
+    dense = baseline(config)
+    if dense is not None:
+        layers, shapes = model.layers, model.shapes()
+        dense = fitting(model, dense)
+        device = Golden(dense)
+        # Without a skip, no run depends on its deltas.
+        cycles = count * sum(
+            device.count(band.entry, _zeros(band)).cycles
+            for placement in Program(layers, shapes, dense).layers
+            for band in placement.bands
+        )
+        facts["baseline"] = "the dense array of the same generator"
+        facts["baseline_configuration"] = asdict(dense)
+    return facts | {
+        "baseline_cycles": int(cycles),
+        "speedup_equal_bits": cycles / max(result["array_cycles"], 1),
+        # Needs builds of both, see `compare_builds`.
+        "speedup_equal_resources": None,
+    }
+
+
+def _zeros(band: Band) -> Any:
+    return np.zeros((band.entry["positions"], band.entry["channels"]), np.int64)
+
+
+def compare_builds(run: dict[str, Any], builds: Sequence[Mapping[str, Any]]) -> None:
+    """Fill in the speedup of a run at equal resources, if its array and the baseline were built.
+
+    As many copies of each as the part has room for work at their median frequency; the scarcest
+    of lookup tables and multiplier blocks decides how many.
+    """
+    rates = []
+    for configuration, cycles in (
+        (run["configuration"], run["array_cycles"]),
+        (run["baseline_configuration"], run["baseline_cycles"]),
+    ):
+        build = next((b for b in builds if b["configuration"] == configuration), None)
+        if build is None or not build["fmax_mhz"]:
+            return
+        available = build["available"]
+        share = max(
+            build["comb"] / available["TRELLIS_COMB"], build["dsps"] / available["MULT18X18D"]
+        )
+        rates.append(median(build["fmax_mhz"].values()) / cycles / share)
+    run["speedup_equal_resources"] = rates[0] / rates[1]

@@ -1,0 +1,171 @@
+import copy
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditto.hdl.config import Config, demo
+from ditto.hdl.protocol import Mode
+from ditto.host.bench import BOUNDS, compare_builds, fitting, macs, measure
+from ditto.host.boards import open_device
+from ditto.host.model import Model
+from ditto.host.performance import page
+from ditto.host.program import PlacementError, Program
+from ditto.host.roofline import roofline
+from ditto.host.samplers import DDIM, Schedule
+from ditto.host.session import draw
+
+STEPS = 5
+
+
+@pytest.fixture
+def model(denoiser_file: Path) -> Model:
+    return Model.load(denoiser_file)
+
+
+@pytest.fixture
+def sampler(model: Model) -> DDIM:
+    return DDIM(Schedule.from_metadata(model.metadata), steps=STEPS)
+
+
+@pytest.fixture
+def runs(model: Model, sampler: DDIM) -> list[dict[str, Any]]:
+    return measure(model, demo, sampler, name="small", samples=2)
+
+
+def build_of(configuration: dict[str, Any], comb: int, fmax: float) -> dict[str, Any]:
+    return {
+        "device": "LFE5U-85F",
+        "speed": 6,
+        "configuration": configuration,
+        "luts": 1000,
+        "carries": 200,
+        "comb": comb,
+        "ffs": 1500,
+        "dsps": 39,
+        "brams": 5,
+        "available": {"TRELLIS_COMB": 80000, "MULT18X18D": 156, "DP16KD": 208},
+        "fmax_mhz": {"1": fmax, "2": fmax + 1, "3": fmax - 2},
+        "delays": {
+            "1": [{"source": "clk", "target": "clk", "nanoseconds": 9.5, "first": "a", "last": "b"}]
+        },
+    }
+
+
+def test_counts_are_those_of_the_device(
+    model: Model, sampler: DDIM, runs: list[dict[str, Any]]
+) -> None:
+    assert [run["mode"] for run in runs] == ["temporal", "dense"]
+    program = Program(model.layers, model.shapes(), demo)
+    drawing = draw(model, program, lambda: open_device("golden", demo), sampler, samples=2)
+    found = [run for sample in drawing.runs for run in sample]
+    temporal, dense = runs
+    assert temporal["array_cycles"] == sum(run.counters.cycles for run in found)
+    assert temporal["products"] == sum(run.products for run in found)
+    assert dense["array_cycles"] == sum(run.dense_cycles for run in found)
+    assert json.loads(json.dumps(runs)) == runs
+
+
+def test_layers_add_up(runs: list[dict[str, Any]]) -> None:
+    for run in runs:
+        for name in ("array_cycles", "products", "macs", "link_cycles", "link_bytes_in"):
+            assert run[name] == sum(layer[name] for layer in run["layers"])
+        for part in (run, *run["layers"]):
+            assert list(part["shares"]) == list(BOUNDS)
+            assert sum(part["shares"].values()) == pytest.approx(1)
+            assert all(share >= 0 for share in part["shares"].values())
+            assert part["shares"]["products"] == pytest.approx(part["utilization"])
+            assert part["ideal_cycles"] <= part["array_cycles"]
+        for layer in run["layers"]:
+            assert layer["array_bound"] in BOUNDS
+            is_link = layer["link_cycles"] > layer["array_cycles"]
+            assert layer["bound"] == ("link" if is_link else layer["array_bound"])
+
+
+def test_macs_leave_the_padding_out(model: Model) -> None:
+    # Too many input channels to gather taps, too few columns to scatter them.
+    program = Program(model.layers, model.shapes(), replace(demo, channels=8, columns=4))
+    last = program.layers[-1]
+    assert (last.layer.channels, last.layer.outputs) == (6, 1)
+    # 3 x 3 taps at 6 x 6 positions, of which each side loses 6 in three taps.
+    assert macs(last) == (3 * 6 - 2) ** 2 * 6
+
+
+def test_speedup_is_over_the_dense_array(
+    model: Model, sampler: DDIM, runs: list[dict[str, Any]]
+) -> None:
+    for run in runs:
+        assert run["baseline"] == "the dense array of the same generator"
+        dense = Config(**run["baseline_configuration"])
+        # Two multipliers of four bits for one of eight.
+        assert (dense.skip, dense.digits, 2 * dense.multipliers) == (0, 1, demo.multipliers)
+        assert run["baseline_cycles"] * dense.multipliers > run["macs"]
+        (other,) = measure(model, dense, sampler, name="", modes=[Mode.TEMPORAL], samples=2)
+        assert run["baseline_cycles"] == other["array_cycles"]
+        assert run["speedup_equal_bits"] == pytest.approx(
+            run["baseline_cycles"] / run["array_cycles"]
+        )
+        assert run["speedup_equal_resources"] is None
+
+
+def test_equal_resources(runs: list[dict[str, Any]]) -> None:
+    run = copy.deepcopy(runs[0])
+    dense = run["configuration"] | {"columns": 8}
+    run |= {"baseline_configuration": dense, "baseline_cycles": 3 * run["array_cycles"]}
+    ours, theirs = build_of(run["configuration"], 10000, 80.0), build_of(dense, 40000, 100.0)
+    compare_builds(run, [ours])
+    assert run["speedup_equal_resources"] is None
+    compare_builds(run, [theirs, ours])
+    # A quarter of the multiplier blocks against half of the lookup tables.
+    assert run["speedup_equal_resources"] == pytest.approx(3 * 80 / 100 * 2)
+
+
+def test_memories_grow_where_they_may(model: Model) -> None:
+    assert fitting(model, demo) == demo
+    tight = replace(demo, weight_rows=16, layers=2)
+    fitted = fitting(model, tight)
+    assert fitted.weight_rows > 16 and fitted.layers == 3
+    assert fitted.columns == tight.columns and fitted.item_depth == tight.item_depth
+    with pytest.raises(PlacementError, match="weight_rows = 16"):
+        fitting(model, tight, ["weight_rows"])
+
+
+def test_roofline(runs: list[dict[str, Any]]) -> None:
+    root = ElementTree.fromstring(roofline(runs))
+    name = "{http://www.w3.org/2000/svg}"
+    marks = [mark for mark in root.iter(f"{name}circle") if mark.find(f"{name}title") is not None]
+    assert len(marks) == 2 * 2 * len(runs[0]["layers"])
+    width, height = (float(root.attrib[side]) for side in ("width", "height"))
+    roofs = root.find(f"{name}polyline")
+    assert roofs is not None
+    (_, top), *_ = [tuple(map(float, p.split(","))) for p in roofs.attrib["points"].split()][1:]
+    for mark in marks:
+        assert 0 < float(mark.attrib["cx"]) < width
+        # Nothing is above the roof.
+        assert top <= float(mark.attrib["cy"]) < height
+
+
+def test_page(runs: list[dict[str, Any]]) -> None:
+    facts: dict[str, Any] = {
+        "command": "ditto bench -o b.json",
+        "versions": {"ditto-accel": "1.2"},
+        "runs": runs,
+        "builds": [],
+    }
+    text = page(facts)
+    assert "Nothing was built." in text and "![" not in text
+    assert "`ditto bench -o b.json`" in text and "| ditto-accel | 1.2 |" in text
+    assert f"{runs[0]['array_cycles']:,}" in text
+    assert all(layer["name"] in text for layer in runs[0]["layers"])
+    build = build_of(runs[0]["configuration"], 3210, 80.0)
+    failed = build | {"fmax_mhz": {}, "delays": {}, "error": "it is too big"}
+    text = page(facts | {"builds": [build, failed]}, ["b.svg"])
+    assert "78.0 / 80.0 / 81.0" in text and "3,210 of 80,000" in text
+    assert "| clk → clk | 9.5 | `a` | `b` |" in text
+    assert "Not routed: it is too big." in text and "(b.svg)" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")

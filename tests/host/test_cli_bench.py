@@ -1,0 +1,163 @@
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditto.fpga import build, tools
+from ditto.fpga.parts import PARTS
+from ditto.hdl.config import Config
+from ditto.host import cli
+
+QUICK = ["--steps", "3"]
+
+
+def ditto(*words: object) -> int:
+    """Run the command in this process."""
+    try:
+        return cli.main([str(word) for word in words])
+    except SystemExit as leave:
+        assert isinstance(leave.code, int)
+        return leave.code
+
+
+class FakeBuilder:
+    """Builds without tools; on a 25k nothing fits."""
+
+    made: list[dict[str, Any]] = []
+
+    def __init__(self, config: Config, **options: Any) -> None:
+        self.config, self.options = config, options
+        self.made.append({"config": config, **options})
+
+    def facts(self, seeds: list[int]) -> dict[str, Any]:
+        part = PARTS[self.options["part"]]
+        if seeds and part is PARTS["25k"]:
+            raise build.DoesNotFitError(part, {"DP16KD": 60})
+        return {
+            "device": part.name,
+            "speed": 6,
+            "configuration": self.config.__dict__,
+            **dict.fromkeys(("luts", "carries", "comb", "ffs", "dsps", "brams"), 1234),
+            "available": part.cells,
+            "fmax_mhz": {str(seed): 80.0 + seed for seed in seeds},
+            "delays": {},
+            "tools": {"yosys": "yosys 9"},
+        }
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> type[FakeBuilder]:
+    FakeBuilder.made.clear()
+    monkeypatch.setattr(build, "Builder", FakeBuilder)
+    monkeypatch.setattr(tools, "find", lambda name: None)
+    return FakeBuilder
+
+
+def test_bench(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, page = tmp_path / "b.json", tmp_path / "docs.md"
+    words = ["bench", denoiser_file, *QUICK, "--no-builds", "-o", output, "--page", page]
+    assert ditto(*words) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "temporal",
+        "dense",
+        "64 products, 64 bytes",
+        "layers bound",
+        "over the dense array",
+    ):
+        assert part in text
+    assert f"wrote {output}" in text
+    facts = json.loads(output.read_text())
+    assert [run["mode"] for run in facts["runs"]] == ["temporal", "dense"]
+    assert {run["model"] for run in facts["runs"]} == {"denoiser"}
+    assert facts["builds"] == [] and "ditto-accel" in facts["versions"]
+    assert (tmp_path / "b.svg").read_text().startswith("<svg")
+    assert "(b.svg)" in page.read_text() and "bench" in facts["command"]
+    assert sorted(os.listdir(tmp_path)) == ["b.json", "b.svg", "denoiser.onnx", "docs.md"]
+
+
+def test_bench_with_builds(
+    denoiser_file: Path,
+    tmp_path: Path,
+    builder: type[FakeBuilder],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "b.json"
+    words = ["bench", denoiser_file, *QUICK, "--seeds", "2,4,2", "--part", "45k", "-o", output]
+    assert ditto(*words, "--frequency", "66", "--clusters", "1", "--timeout", "9") == 0
+    assert "82.0 / 83.0 / 84.0" in capsys.readouterr().out
+    # Both modes are of one device; the other is the dense array.
+    assert [made["config"].skip for made in builder.made] == [1, 0]
+    for made in builder.made:
+        assert made["config"].clusters == 1
+        assert (made["part"], made["frequency"], made["timeout"]) == ("45k", 66.0, 9.0)
+    facts = json.loads(output.read_text())
+    assert facts["builds"][0]["fmax_mhz"] == {"2": 82.0, "4": 84.0}
+    assert facts["versions"]["yosys"] == "yosys 9"
+
+
+def test_bench_of_a_device_that_does_not_fit(
+    denoiser_file: Path,
+    tmp_path: Path,
+    builder: type[FakeBuilder],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "b.json"
+    words = ["bench", denoiser_file, *QUICK, "--part", "25k", "-o", output]
+    assert ditto(*words, "--page", tmp_path / "p.md") == 3
+    message = "the device does not fit LFE5U-25F: it takes 60 of 56 block memories (DP16KD), 4 too"
+    assert message in capsys.readouterr().err
+    built = json.loads(output.read_text())["builds"][0]
+    assert message in built["error"] and built["fmax_mhz"] == {}
+    assert message in (tmp_path / "p.md").read_text()
+
+
+def test_bench_of_models_that_need_more_memory(
+    denoiser_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other.int8.onnx"
+    shutil.copyfile(denoiser_file, other)
+    output = tmp_path / "b.json"
+    words = ["bench", denoiser_file, other, *QUICK, "--no-builds", "-o", output]
+    assert ditto(*words, "--columns", "4", "--channels", "1", "--item-depth", "99") == 1
+    assert not output.exists()
+    assert ditto(*words, "--columns", "4", "--layers", "3") == 0
+    found = json.loads(output.read_text())["runs"]
+    assert [run["model"] for run in found] == ["denoiser"] * 2 + ["other"] * 2
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"b-denoiser.svg", "b-other.svg"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["MODEL", "--seeds", "1,x"], 2, "argument --seeds: 'x' is not a number of at least 0"),
+        (["MODEL", "--part", "1k"], 2, "argument --part: invalid choice: '1k'"),
+        (["MODEL", "--frequency", "0"], 2, "argument --frequency: '0' is not a number above 0"),
+        (["MODEL", "--steps", "2000", "--no-builds"], 2, "--steps 2000 is more than the 1000"),
+        (["MODEL", "MODEL", "--no-builds"], 2, "two models have the same name"),
+        (["MODEL", "--page", "OUTPUT", "--no-builds"], 2, "must have different names"),
+        (["none.onnx", "--no-builds"], 1, "cannot read model"),
+        (["MODEL", "--page", "no/p.md", "--no-builds"], 1, "cannot write no/p.md"),
+        (["MODEL"], 4, "yosys is missing"),
+    ],
+)
+def test_bad_input(
+    words: list[str],
+    status: int,
+    message: str,
+    denoiser_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    output = tmp_path / "b.json"
+    places = {"MODEL": denoiser_file, "OUTPUT": output}
+    given = [places.get(word, word) for word in words]
+    assert ditto("bench", "-o", output, *given) == status
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["denoiser.onnx"]
