@@ -1,8 +1,9 @@
 """What the gateware can have better on a Lattice ECP5 than Yosys infers."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from amaranth.hdl import Const, Elaboratable, Instance, Module, Signal, Value
+from amaranth.hdl import Const, Instance, Module, Signal, Value
 
 from ditto.hdl.adder import SelectAdder
 
@@ -56,7 +57,7 @@ class Ecp5:
         carry: Value,
         sums: Sequence[Value],
         next_carry: Value,
-    ) -> Elaboratable:
+    ) -> Any:
         """Return a cell of two bits; each has a table, inputs A, B, C, D and a sum."""
         ports: dict[str, object] = {"i_CIN": carry, "o_COUT": next_carry}
         for bit in range(2):

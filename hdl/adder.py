@@ -1,6 +1,6 @@
 """An adder that chooses one of its operands, for FPGAs whose carry chains can do so for free."""
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -58,7 +58,7 @@ class SelectAdder(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         """Build the adder."""
         build = getattr(platform, "get_select_adder", None)
         if build is not None:

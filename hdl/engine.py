@@ -216,7 +216,7 @@ class Engine(wiring.Component):
             possible.eq(
                 Cat(size != 0 for size in sizes).all()
                 & (taps <= config.list_depth)
-                & Cat(entry[name] <= value for name, value in config.largest.items()).all()
+                & Cat(getattr(entry, name) <= value for name, value in config.largest.items()).all()
                 & (entry.skew < entry.split)
             ),
             holds_state.eq((filled & task_bit).any()),

@@ -487,7 +487,7 @@ def _analyze(options: argparse.Namespace) -> int:
     given = [path for path in (options.output, options.json, options.csv) if path is not None]
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("report, JSON and CSV cannot be the same file")
-    path = options.model or Path(str(files("ditto.host").joinpath("models/digits16.int8.onnx")))
+    path = options.model or _demo_model()
     proto = read(path)
     schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
     _check_steps(max(options.steps), schedule.train_steps)
@@ -593,13 +593,6 @@ def _identify(options: argparse.Namespace) -> int:
         size = f"{memory.count} x {memory.depth} x {memory.width} bits"
         print(f"  {memory.name:18}{size:>24}{memory.bits / 8192:10.1f} KiB")
     return 0
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=120, highlight=False)
 
 
 def _demo_model() -> Path:
@@ -759,13 +752,6 @@ def _bench_table(console: "Console", facts: dict[str, Any]) -> None:
         array = array_of(build["configuration"])
         table.add_row(array, build["device"], *cells, speed_of(build))
     console.print(table)
-
-
-def _check_steps(steps: int, most: int) -> None:
-    if steps > most:
-        raise UsageError(
-            f"--steps {steps} is more than the {most} steps that the model was trained with"
-        )
 
 
 def _denoise(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ditto.fpga import build, tools
+from ditto.fpga import build
 from ditto.fpga.build import Builder, Delay, DoesNotFitError, cells_of, placed_of
 from ditto.fpga.tools import MissingToolError, TimeLimitError, Tool, ToolError, find
 from ditto.hdl.config import Config
@@ -187,7 +187,7 @@ def test_a_tool_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> No
 
 
 def test_missing_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in "yosys", "nextpnr-ecp5":
         with pytest.raises(MissingToolError, match=rf"^{name} is missing: .*ditto-accel\[fpga\]"):
