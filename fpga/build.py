@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ditto.fpga.ecp5 import Ecp5
+from ditto.fpga.floorplan import floorplan
 from ditto.fpga.generate import rtlil
 from ditto.fpga.parts import PACKAGE, PARTS, SPEED, Part
 from ditto.fpga.tools import Tool, ToolError, find
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # Wide multiplexers and the mapper's second version take more LUTs than they save here.
 _SYNTHESIS = "read_rtlil d.il; synth_ecp5 -nowidelut -noabc9 -top ditto -json d.json"
+
+# Of the floorplan: a placement in the cache with another one is not used.
+_FLOORPLAN = "floorplan 1"
 
 _CELLS = {
     "LUT4": "luts",
@@ -226,12 +230,12 @@ class Builder:
         options += ["--timing-allow-fail"]
 
         def make() -> str:
-            netlist = self._netlist()
+            netlist = _with_places(self._netlist(), self.part)
             self._say(f"Placing and routing {_summary(self.config)}, seed {seed}")
             report = self._run(self._nextpnr, [*options, "--report", "r.json"], netlist)
             return json.dumps(asdict(placed_of(json.loads(report), seed)))
 
-        key = _digest(self._netlist_key, self._nextpnr.version, *options)
+        key = _digest(self._netlist_key, self._nextpnr.version, *options, _FLOORPLAN)
         values = json.loads(remember(f"placement-{key}.json", make))
         delays = tuple(Delay(**delay) for delay in values["delays"])
         return Placed(**values | {"delays": delays})
@@ -289,6 +293,18 @@ class Builder:
             (folder / "d.json").write_text(netlist, encoding="utf-8")
             tool.run(options, folder, self._timeout)
             return (folder / "r.json").read_text(encoding="utf-8")
+
+
+def _with_places(netlist: str, part: Part) -> str:
+    """Give the blocks of a netlist the places that the floorplan has for them."""
+    whole = json.loads(netlist)
+    cells = whole["modules"]["ditto"]["cells"]
+    places = floorplan(cells, part)
+    if not places:
+        return netlist
+    for name, place in places.items():
+        cells[name].setdefault("attributes", {})["BEL"] = place
+    return json.dumps(whole)
 
 
 def cells_of(netlist: str) -> dict[str, int]:
