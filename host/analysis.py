@@ -19,7 +19,7 @@ from ditto.host import quality
 from ditto.host.costs import LayerCosts
 from ditto.host.model import Model, ModelError
 from ditto.host.program import PlacementError, Program, suggest
-from ditto.host.samplers import DDIM, Schedule, inputs_of
+from ditto.host.samplers import Sampler, Schedule, inputs_of, sampler_of
 from ditto.host.trace import Step, Traced, draw_batch, evaluator_of
 
 __all__ = ["CLASSES", "KINDS", "Analysis", "Setting", "analyze", "neighbour"]
@@ -47,13 +47,17 @@ class Setting(NamedTuple):
     steps: int
     eta: float = 0.0
     tau: int = 0
+    #: One of :data:`ditto.host.samplers.SAMPLERS`.
+    kind: str = "ddim"
+
+    def make(self, schedule: Schedule) -> Sampler:
+        """Make the sampler."""
+        return sampler_of(self.kind, schedule, steps=self.steps, eta=self.eta)
 
     @property
     def sampler(self) -> str:
         """Name of the sampler."""
-        if self.eta in (0, 1):
-            return f"{'DDPM' if self.eta else 'DDIM'}, {self.steps} steps"
-        return f"eta {self.eta:g}, {self.steps} steps"
+        return f"{self.make(Schedule(train_steps=self.steps)).name}, {self.steps} steps"
 
 
 @dataclass
@@ -239,7 +243,7 @@ def analyze(
                 advance(len(noise), what)
                 return noise
 
-            sampler = DDIM(schedule, steps=setting.steps, eta=setting.eta)
+            sampler = setting.make(schedule)
             parts = [
                 draw_batch(
                     counted, make, shape, sampler, chunk, seed=seed, classes=schedule.classes
@@ -258,7 +262,7 @@ def analyze(
             statistics.add(step)
             advance(len(step.values[0]), what)
 
-        sampler = DDIM(schedule, steps=setting.steps, eta=setting.eta)
+        sampler = setting.make(schedule)
         parts = [
             traced.run(
                 sampler,

@@ -14,7 +14,7 @@ from ditto.host.executor import LayerRun
 from ditto.host.model import Model
 from ditto.host.program import Band, Placement, PlacementError, Program, suggest
 from ditto.host.report import Total, describe
-from ditto.host.samplers import DDIM
+from ditto.host.samplers import Sampler
 from ditto.host.session import OnStep, draw
 from ditto.sim.cycles import schedule
 from ditto.sim.golden import Golden, shares, taps
@@ -109,7 +109,7 @@ def ideal(config: Config) -> dict[str, float]:
 def measure(
     model: Model,
     config: Config,
-    sampler: DDIM,
+    sampler: Sampler,
     *,
     name: str,
     modes: Sequence[Mode] = (Mode.TEMPORAL, Mode.DENSE),
@@ -158,7 +158,7 @@ def measure(
         count = samples * len(sampler.timesteps)
         result = {
             "model": name,
-            "sampler": "DDIM" if sampler.eta == 0 else f"DDIM, eta = {sampler.eta:g}",
+            "sampler": sampler.name,
             "steps": len(sampler.timesteps),
             "samples": samples,
             "seed": seed,

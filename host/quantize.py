@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ditto.host.samplers import DDIM, Schedule, inputs_of
+from ditto.host.samplers import Schedule, inputs_of, sampler_of
 from ditto.host.trace import draw_batch, evaluator_of
 
 __all__ = [
@@ -74,7 +74,7 @@ def draw_calibration(
 ) -> dict[str, NDArray[Any]]:
     """Draw calibration data with the float model: the inputs of all steps of some images.
 
-    Half of the images are drawn with DDIM, and as many with DDPM.
+    The images are drawn with DDIM, and as many with DDPM; those of a flow with Euler's method.
 
     Parameters
     ----------
@@ -98,6 +98,7 @@ def draw_calibration(
     shape, make = inputs_of(_Described(str(source), _described(proto, source), proto))
     evaluator = evaluator_of(proto)
     schedule = Schedule.from_metadata({entry.key: entry.value for entry in proto.metadata_props})
+    names = ("euler",) if schedule.prediction == "flow" else ("ddim", "ddpm")
     steps = min(steps, schedule.train_steps)
     batch = _batch(proto, source, samples)
     found: list[dict[str, NDArray[Any]]] = []
@@ -105,11 +106,11 @@ def draw_calibration(
     def predict(feed: dict[str, NDArray[Any]], timestep: int) -> NDArray[np.float32]:
         found.append(feed)
         if on_step is not None:
-            on_step(len(found) * batch, 2 * samples * steps)
+            on_step(len(found) * batch, len(names) * samples * steps)
         return evaluator.run(feed)[0]
 
-    for eta in (0.0, 1.0):
-        sampler = DDIM(schedule, steps=steps, eta=eta)
+    for name in names:
+        sampler = sampler_of(name, schedule, steps=steps)
         for first in range(0, samples, batch):
             chunk = range(first, min(first + batch, samples))
             draw_batch(predict, make, shape, sampler, chunk, seed=seed, classes=schedule.classes)

@@ -10,7 +10,22 @@ from numpy.typing import NDArray
 
 from ditto.host.model import ModelError
 
-__all__ = ["DDIM", "Callback", "Network", "Predict", "Schedule", "denoise", "inputs_of", "noise_of"]
+__all__ = [
+    "DDIM",
+    "SAMPLERS",
+    "Callback",
+    "DPMSolver",
+    "Euler",
+    "Network",
+    "Predict",
+    "Sampler",
+    "SamplerError",
+    "Schedule",
+    "denoise",
+    "inputs_of",
+    "noise_of",
+    "sampler_of",
+]
 
 Predict = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 """Predicts the noise in an image at a timestep."""
@@ -22,9 +37,17 @@ It may return a dictionary with ``latents`` to go on with.
 """
 
 
+PREDICTIONS = ("epsilon", "flow")
+"""What a model predicts: the noise, or the way from the image to the noise (rectified flow)."""
+
+
+class SamplerError(ValueError):
+    """A sampler that does not go with a model, or with an option."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a model was trained: linear betas, and a prediction of the noise.
+    """How a model was trained: linear betas and a prediction of the noise, or a rectified flow.
 
     Parameters
     ----------
@@ -36,6 +59,9 @@ class Schedule:
         Whether the predicted image is clipped to -1..1 in every step.
     classes
         Number of classes, if the model takes a label.
+    prediction
+        What the model predicts, see :data:`PREDICTIONS`. A flow has no betas: at timestep ``t`` the
+        share of noise is ``t / train_steps``.
     """
 
     train_steps: int = 1000
@@ -43,6 +69,7 @@ class Schedule:
     beta_end: float = 0.02
     clip_sample: bool = True
     classes: int = 10
+    prediction: str = "epsilon"
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Schedule":
@@ -53,11 +80,14 @@ class Schedule:
         ModelError
             If a property is not a number, or asks for something else than this sampler does.
         """
-        for key, only in (("ditto.schedule", "linear"), ("ditto.prediction", "epsilon")):
-            value = metadata.get(key, only)
-            if value != only:
-                raise ModelError(f"the model has {key} = {value}, but only {only} is known")
         values: dict[str, Any] = {}
+        for key, known in (("schedule", ("linear",)), ("prediction", PREDICTIONS)):
+            value = metadata.get(f"ditto.{key}", known[0])
+            if value not in known:
+                raise ModelError(
+                    f"the model has ditto.{key} = {value}, but only {', '.join(known)} is known"
+                )
+        values["prediction"] = metadata.get("ditto.prediction", PREDICTIONS[0])
         kinds: dict[str, Callable[[str], Any]] = {
             "train_steps": int,
             "beta_start": float,
@@ -87,6 +117,67 @@ class Schedule:
         return np.cumprod(1.0 - betas)
 
 
+class Sampler(Protocol):
+    """How each step goes on from the model's prediction; it keeps nothing between steps."""
+
+    schedule: Schedule
+    #: The timesteps, the noisiest first.
+    timesteps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        ...
+
+    def step(
+        self,
+        index: int,
+        noise: NDArray[np.float32],
+        x: NDArray[np.float32],
+        rng: np.random.Generator,
+        last: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Do a step.
+
+        Parameters
+        ----------
+        index
+            Number of the step.
+        noise
+            What the model predicts for ``x``.
+        x
+            The image with noise.
+        rng
+            Source of fresh noise.
+        last
+            The estimate of the step before; none in the first.
+
+        Returns
+        -------
+        x : array
+            The image with less noise.
+        estimate : array
+            The image without noise, as the step predicts it.
+        """
+        ...
+
+
+def _evenly(schedule: Schedule, steps: int, first: int, last: float) -> tuple[int, ...]:
+    """Return evenly spaced timesteps."""
+    if not 1 <= steps <= schedule.train_steps:
+        raise SamplerError(f"steps must be in 1..{schedule.train_steps}, not {steps}")
+    times = np.linspace(first, last, steps).round().astype(int)
+    return tuple(times.tolist())
+
+
+def _expect_noise(schedule: Schedule, name: str) -> None:
+    if schedule.prediction != "epsilon":
+        raise SamplerError(
+            f"{name} needs a model that predicts noise, but this one has ditto.prediction = "
+            f"{schedule.prediction}; take the sampler euler"
+        )
+
+
 class DDIM:
     """Denoising diffusion implicit models (Song et al., 2020).
 
@@ -106,15 +197,18 @@ class DDIM:
     """
 
     def __init__(self, schedule: Schedule, *, steps: int = 50, eta: float = 0.0) -> None:
-        if not 1 <= steps <= schedule.train_steps:
-            raise ValueError(f"steps must be in 1..{schedule.train_steps}, not {steps}")
+        _expect_noise(schedule, "DDIM")
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in 0..1, not {eta}")
+            raise SamplerError(f"eta must be in 0..1, not {eta}")
         self.schedule = schedule
         self.eta = eta
-        times = np.linspace(schedule.train_steps - 1, 0, steps).round().astype(int)
-        self.timesteps: tuple[int, ...] = tuple(times.tolist())
+        self.timesteps: tuple[int, ...] = _evenly(schedule, steps, schedule.train_steps - 1, 0)
         self._power = schedule.alphas_cumprod
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return {0.0: "DDIM", 1.0: "DDPM"}.get(self.eta, f"DDIM, eta {self.eta:g}")
 
     def step(
         self,
@@ -122,27 +216,9 @@ class DDIM:
         noise: NDArray[np.float32],
         x: NDArray[np.float32],
         rng: np.random.Generator,
+        last: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Do a step.
-
-        Parameters
-        ----------
-        index
-            Number of the step.
-        noise
-            The noise that the model predicts in ``x``.
-        x
-            The image with noise.
-        rng
-            Source of the fresh noise, for ``eta > 0``.
-
-        Returns
-        -------
-        x : array
-            The image with less noise.
-        estimate : array
-            The image without noise, as the step predicts it.
-        """
+        """Do a step, see :meth:`Sampler.step`; fresh noise is taken for ``eta > 0``."""
         power = float(self._power[self.timesteps[index]])
         is_last = index + 1 == len(self.timesteps)
         after = 1.0 if is_last else float(self._power[self.timesteps[index + 1]])
@@ -159,6 +235,156 @@ class DDIM:
         return result.astype(np.float32), clean.astype(np.float32)
 
 
+class DPMSolver:
+    """DPM-Solver++(2M): second order, from the estimates of two steps (Lu et al., 2022, alg. 2).
+
+    The first step and the last one, which ends without noise, are of first order.
+
+    Parameters
+    ----------
+    schedule
+        How the model was trained.
+    steps
+        Number of steps, evenly spaced from the last timestep on. Timestep 0 is left out: on the
+        scale of this method it is too far from the one before it.
+
+    Attributes
+    ----------
+    timesteps : tuple of int
+        The timesteps, the noisiest first.
+    """
+
+    name = "DPM-Solver++(2M)"
+
+    def __init__(self, schedule: Schedule, *, steps: int = 50) -> None:
+        _expect_noise(schedule, self.name)
+        self.schedule = schedule
+        first = schedule.train_steps - 1
+        self.timesteps: tuple[int, ...] = _evenly(schedule, steps, first, first / steps)
+        self._power = schedule.alphas_cumprod
+
+    def _half_log_snr(self, index: int) -> float:
+        power = float(self._power[self.timesteps[index]])
+        return 0.5 * math.log(power / (1.0 - power))
+
+    def step(
+        self,
+        index: int,
+        noise: NDArray[np.float32],
+        x: NDArray[np.float32],
+        rng: np.random.Generator,
+        last: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Do a step, see :meth:`Sampler.step`."""
+        power = float(self._power[self.timesteps[index]])
+        clean: NDArray[Any] = (x - math.sqrt(1.0 - power) * noise) / math.sqrt(power)
+        if self.schedule.clip_sample:
+            clean = np.clip(clean, -1.0, 1.0)
+        estimate = clean.astype(np.float32)
+        if index + 1 == len(self.timesteps):
+            return estimate, estimate
+        after = float(self._power[self.timesteps[index + 1]])
+        h = self._half_log_snr(index + 1) - self._half_log_snr(index)
+        target: NDArray[Any] = clean
+        if index and last is not None:
+            r = (self._half_log_snr(index) - self._half_log_snr(index - 1)) / h
+            target = (1.0 + 0.5 / r) * clean - 0.5 / r * last
+        scale = math.sqrt((1.0 - after) / (1.0 - power))
+        result = scale * x - math.sqrt(after) * math.expm1(-h) * target
+        return result.astype(np.float32), estimate
+
+
+class Euler:
+    """Euler's method along the model's probability flow, without fresh noise.
+
+    For a prediction of the noise, along the share of noise relative to the signal (Karras et al.,
+    2022); for a rectified flow (Liu et al., 2022), along the timestep itself.
+
+    Parameters
+    ----------
+    schedule
+        How the model was trained. Nothing is clipped.
+    steps
+        Number of steps, evenly spaced: down to timestep 0 for noise; for a flow, from
+        ``train_steps`` on.
+
+    Attributes
+    ----------
+    timesteps : tuple of int
+        The timesteps, the noisiest first.
+    """
+
+    name = "Euler"
+
+    def __init__(self, schedule: Schedule, *, steps: int = 50) -> None:
+        self.schedule = schedule
+        total = schedule.train_steps
+        if schedule.prediction == "flow":
+            self.timesteps: tuple[int, ...] = _evenly(schedule, steps, total, total / steps)
+            noise = [t / total for t in self.timesteps]
+            signal = [1.0 - share for share in noise]
+        else:
+            self.timesteps = _evenly(schedule, steps, total - 1, 0)
+            power = [float(schedule.alphas_cumprod[t]) for t in self.timesteps]
+            noise = [math.sqrt(1.0 - share) for share in power]
+            signal = [math.sqrt(share) for share in power]
+        self._noise, self._signal = [*noise, 0.0], [*signal, 1.0]
+
+    def step(
+        self,
+        index: int,
+        noise: NDArray[np.float32],
+        x: NDArray[np.float32],
+        rng: np.random.Generator,
+        last: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Do a step, see :meth:`Sampler.step`."""
+        now, after = self._noise[index], self._noise[index + 1]
+        if self.schedule.prediction == "flow":
+            estimate: NDArray[Any] = x - now * noise
+            result: NDArray[Any] = x + (after - now) * noise
+        else:
+            signal, later = self._signal[index], self._signal[index + 1]
+            estimate = (x - now * noise) / signal
+            result = later * (x / signal + (after / later - now / signal) * noise)
+        return result.astype(np.float32), estimate.astype(np.float32)
+
+
+SAMPLERS = ("ddim", "ddpm", "dpm++", "euler")
+"""Names of the samplers, see :func:`sampler_of`."""
+
+
+def sampler_of(name: str, schedule: Schedule, *, steps: int = 50, eta: float = 0.0) -> Sampler:
+    """Make a sampler.
+
+    Parameters
+    ----------
+    name
+        One of :data:`SAMPLERS`; ``ddpm`` is ``ddim`` with ``eta = 1``.
+    schedule, steps
+        As for :class:`DDIM`, :class:`DPMSolver` and :class:`Euler`.
+    eta
+        Share of the noise that each step of ``ddim`` replaces.
+
+    Raises
+    ------
+    SamplerError
+        If the sampler does not go with ``eta`` or with what the model predicts, or a number is out
+        of range.
+    """
+    if name == "ddim":
+        return DDIM(schedule, steps=steps, eta=eta)
+    if eta:
+        raise SamplerError(f"eta is for the sampler ddim; {name} has none")
+    if name == "ddpm":
+        return DDIM(schedule, steps=steps, eta=1.0)
+    if name == "dpm++":
+        return DPMSolver(schedule, steps=steps)
+    if name == "euler":
+        return Euler(schedule, steps=steps)
+    raise SamplerError(f"no sampler is called {name}; there are {', '.join(SAMPLERS)}")
+
+
 def noise_of(seed: int, sample: int) -> np.random.Generator:
     """Return the source of a sample's noise, which is the same whatever else is drawn."""
     return np.random.default_rng([seed, sample])
@@ -166,7 +392,7 @@ def noise_of(seed: int, sample: int) -> np.random.Generator:
 
 def denoise(
     predict: Predict,
-    sampler: DDIM,
+    sampler: Sampler,
     shape: Sequence[int],
     *,
     seed: int = 0,
@@ -195,8 +421,9 @@ def denoise(
     """
     rng = noise_of(seed, sample)
     x = rng.standard_normal(tuple(shape)).astype(np.float32)
+    estimate: NDArray[np.float32] | None = None
     for index, timestep in enumerate(sampler.timesteps):
-        x, estimate = sampler.step(index, predict(x, timestep), x, rng)
+        x, estimate = sampler.step(index, predict(x, timestep), x, rng, estimate)
         if callback_on_step_end is not None:
             changed = callback_on_step_end(index, timestep, {"latents": x, "estimate": estimate})
             if changed and "latents" in changed:

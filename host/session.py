@@ -17,7 +17,7 @@ from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
-from ditto.host.samplers import DDIM, denoise, inputs_of
+from ditto.host.samplers import Sampler, denoise, inputs_of
 
 __all__ = ["Drawing", "OnStep", "draw"]
 
@@ -54,7 +54,7 @@ def draw(
     model: Model,
     program: Program,
     open_device: Callable[[], Accelerator],
-    sampler: DDIM,
+    sampler: Sampler,
     *,
     samples: int,
     seed: int = 0,

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from ditto.host.model import Model, ModelError
-from ditto.host.samplers import DDIM, inputs_of, noise_of
+from ditto.host.samplers import Sampler, inputs_of, noise_of
 
 __all__ = ["Evaluator", "Product", "Step", "Tensor", "Traced", "draw_batch", "evaluator_of"]
 
@@ -238,7 +238,7 @@ class Traced:
 
     def run(
         self,
-        sampler: DDIM,
+        sampler: Sampler,
         samples: Sequence[int],
         *,
         seed: int = 0,
@@ -478,7 +478,7 @@ def draw_batch(
     predict: Callable[[dict[str, NDArray[Any]], int], NDArray[np.float32]],
     make: Callable[..., dict[str, NDArray[Any]]],
     shape: Sequence[int],
-    sampler: DDIM,
+    sampler: Sampler,
     samples: Sequence[int],
     *,
     seed: int = 0,
@@ -499,6 +499,7 @@ def draw_batch(
     """
     sources = [noise_of(seed, sample) for sample in samples]
     x = [rng.standard_normal(tuple(shape)).astype(np.float32) for rng in sources]
+    estimates: list[NDArray[np.float32] | None] = [None] * len(x)
     for index, timestep in enumerate(sampler.timesteps):
         made = [
             make(values, timestep, sample % max(classes, 1))
@@ -507,5 +508,5 @@ def draw_batch(
         feed = {name: np.concatenate([one[name] for one in made]) for name in made[0]}
         noise = predict(feed, timestep)
         for i, rng in enumerate(sources):
-            x[i], _ = sampler.step(index, noise[i : i + 1], x[i], rng)
+            x[i], estimates[i] = sampler.step(index, noise[i : i + 1], x[i], rng, estimates[i])
     return np.concatenate(x)

@@ -57,6 +57,27 @@ def test_denoise(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(os.listdir(tmp_path)) == ["a.json", "a.png", "denoiser.onnx"]
 
 
+def test_samplers(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = {}
+    for name in ("ddim", "ddpm", "dpm++", "euler"):
+        image = tmp_path / f"{name}.png"
+        options = [*SMALL, "--sampler", name, "-o", image, "-q", "--check"]
+        assert ditto("denoise", denoiser_file, *options) == 0
+        images[name] = image.read_bytes()
+    assert len(set(images.values())) == 4
+    noisy = tmp_path / "noisy.png"
+    assert ditto("denoise", denoiser_file, *SMALL, "--eta", "1", "-o", noisy, "-q") == 0
+    assert noisy.read_bytes() == images["ddpm"]
+    capsys.readouterr()
+    options = [*SMALL, "--sampler", "euler", "--eta", "1", "-o", noisy]
+    assert ditto("denoise", denoiser_file, *options) == 2
+    assert "eta is for the sampler ddim; euler has none" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    options = ["--sampler", "dpm++", "--steps", "3", "--samples", "2", "-o", page, "-q"]
+    assert ditto("analyze", denoiser_file, *options) == 0
+    assert "DPM-Solver++(2M), 3 steps" in page.read_text()
+
+
 def test_result_does_not_depend_on_mode_jobs_link_or_number(
     denoiser_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
