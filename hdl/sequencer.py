@@ -141,11 +141,12 @@ class Sequencer(wiring.Component):
     Members
     -------
     entry : In(LayerEntry)
-        What to run; stays as it is during the run.
+        What to run; there since the cycle before ``start``, and stays as it is during the run.
     geometry : In(StructLayout)
         What follows from it, see :func:`geometry_of`.
     share : In
-        The cluster's share of the output positions, less than ``entry.split``.
+        The cluster's share of the output positions, less than ``entry.split``; there since the
+        cycle before ``start``.
     start : In(1)
         Begin with the first tap in the next cycle.
     stop : In(1)
@@ -249,12 +250,14 @@ class Sequencer(wiring.Component):
         restarts = Signal()
         first, origin = Signal(range(config.clusters)), Signal(place)
         wraps = Signal()
+        share_origin = Signal(place, reset_less=True)
+        m.d.sync += share_origin.eq(self.share * entry.stride_x - entry.pad_left)
         m.d.comb += [
             turn.eq(skip | (step & last_tap & (end_x >= out_width))),
             following_x.eq(origin_x + geometry.split_x),
             restarts.eq(last_of_tile | ~walking),
             first.eq(Mux(restarts, self.share, next_first)),
-            origin.eq(Mux(restarts, self.share * entry.stride_x - entry.pad_left, next_origin)),
+            origin.eq(Mux(restarts, share_origin, next_origin)),
             following_y.eq(Mux(restarts, -entry.pad_top, origin_y + entry.stride_y)),
             wraps.eq(first + skew >= split),
         ]

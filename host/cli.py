@@ -42,6 +42,7 @@ _KNOWN = (
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
+    ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
     ("ditto.fpga.tools", "MissingToolError", _TOOL),
@@ -181,6 +182,7 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="N,…",
         help="denoising steps (default: 50)",
     )
+    _add_sampler(parser)
     add(
         "--eta",
         type=_list(_fraction),
@@ -225,6 +227,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("--steps", type=_positive, default=50, metavar="N", help="denoising steps (default: 50)")
     add("--samples", type=_positive, default=16, metavar="N", help="images (default: 16)")
     add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    _add_sampler(parser)
     add(
         "--eta",
         type=_fraction,
@@ -314,6 +317,15 @@ def _add_part(parser: argparse.ArgumentParser) -> None:
         default=3600.0,
         metavar="S",
         help="most seconds for each run of a tool (default: 3600)",
+    )
+
+
+def _add_sampler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sampler",
+        choices=("ddim", "ddpm", "dpm++", "euler"),
+        default="ddim",
+        help="how a step goes on from the model's prediction (default: ddim)",
     )
 
 
@@ -491,7 +503,8 @@ def _analyze(options: argparse.Namespace) -> int:
     proto = read(path)
     schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
     _check_steps(max(options.steps), schedule.train_steps)
-    settings = [Setting(*s) for s in product(options.steps, options.eta, options.tau)]
+    given_by = product(options.steps, options.eta, options.tau, [options.sampler])
+    settings = [Setting(*values) for values in given_by]
     console = _console()
     with ExitStack() as stack:
         outputs = [stack.enter_context(OutputFile(path)) for path in given]
@@ -765,7 +778,7 @@ def _denoise(options: argparse.Namespace) -> int:
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
     from ditto.host.report import report
-    from ditto.host.samplers import DDIM, Schedule, inputs_of
+    from ditto.host.samplers import Schedule, inputs_of, sampler_of
     from ditto.host.session import draw
 
     if options.board not in BOARDS:
@@ -781,7 +794,7 @@ def _denoise(options: argparse.Namespace) -> int:
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
-    sampler = DDIM(schedule, steps=options.steps, eta=options.eta)
+    sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
     program = Program(model.layers, model.shapes(), config)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
 
