@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ditto.fpga.ecp5 import Ecp5
-from ditto.fpga.floorplan import floorplan
+from ditto.fpga.floorplan import LEAST_CLUSTERS, floorplan
 from ditto.fpga.generate import rtlil
 from ditto.fpga.parts import PACKAGE, PARTS, SPEED, Part
 from ditto.fpga.tools import Tool, ToolError, find
@@ -228,6 +228,9 @@ class Builder:
         options = [*_options(self.part), "--seed", str(seed), "--freq", f"{self.frequency:g}"]
         # To measure, not to fail: a missed frequency is a result.
         options += ["--timing-allow-fail"]
+        if self.config.clusters >= LEAST_CLUSTERS:
+            # Around blocks that have their places, its wires are shorter than the default's.
+            options += ["--placer", "static"]
 
         def make() -> str:
             netlist = _with_places(self._netlist(), self.part)
