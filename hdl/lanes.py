@@ -162,9 +162,12 @@ class Lane(wiring.Component):
             ),
             self.high.slot.eq(Mux(self.begin, row.high_first, high_slot)),
         ]
-        last_high = at_high & (high_left == 1)
-        last_low = ~at_high & (low_left == 1)
-        m.d.comb += self.finishing.eq(~busy | last_low | (last_high & (low_left == 0)))
+        # What the rest of the path waits for is compared a cycle ahead.
+        low_none, low_one = Signal(reset_less=True), Signal(reset_less=True)
+        high_one = Signal(reset_less=True)
+        last_high = at_high & high_one
+        last_low = ~at_high & low_one
+        m.d.comb += self.finishing.eq(~busy | last_low | (last_high & low_none))
         high = row.high if takes_high else 0
         with m.If(self.begin):
             m.d.comb += [
@@ -178,7 +181,7 @@ class Lane(wiring.Component):
                     busy
                     & Mux(
                         at_high,
-                        last_high & (low_left != 0),
+                        last_high & ~low_none,
                         last_of_entry & ~last_low,
                     )
                 ),
@@ -192,13 +195,20 @@ class Lane(wiring.Component):
                 self.item.address.eq(self.item.address + Mux(down, -1, 1)),
             ]
             with m.If(at_high):
-                m.d.sync += high_left.eq(high_left - 1)
+                m.d.sync += [high_left.eq(high_left - 1), high_one.eq(high_left == 2)]
             with m.Else():
-                m.d.sync += low_left.eq(low_left - 1)
+                m.d.sync += [
+                    low_left.eq(low_left - 1),
+                    low_none.eq(low_one),
+                    low_one.eq(low_left == 2),
+                ]
         with m.If(self.begin):
             m.d.sync += [
                 low_left.eq(row.low[self.number]),
+                low_none.eq(row.low[self.number] == 0),
+                low_one.eq(row.low[self.number] == 1),
                 high_left.eq(high),
+                high_one.eq(high == 1),
                 low_slot.eq(self.low.slot),
                 high_slot.eq(self.high.slot),
                 busy.eq(load_low | load_high),

@@ -164,6 +164,7 @@ class Bench:
         walked = held = number = cycle = quiet = 0
         lists: dict[str, dict[int, Entry]] = {"low": {}, "high": {}}
         bound = 400 + 40 * len(wanted) * (tap_count + longest)
+        is_stopped = False
         while quiet < 10:
             cycle += 1
             free = bool(pending) and pending[0] <= cycle
@@ -221,7 +222,7 @@ class Bench:
             assert cycle < bound, where
         dut.free_row.value = 0
         dut.stop.value = 0
-        if stop_at is not None:
+        if is_stopped:
             for _ in range(random.randint(0, 10)):
                 await FallingEdge(dut.clk)
                 pushes = dut.work__push_low, dut.work__push_high, dut.work__push_row
