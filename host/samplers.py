@@ -1,7 +1,7 @@
 """Samplers: how noise becomes an image, step by step."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -451,24 +451,35 @@ class Network(Protocol):
 
 
 def inputs_of(
-    model: Network,
+    model: Network, given: Collection[str] = ()
 ) -> tuple[tuple[int, ...], Callable[..., dict[str, NDArray[Any]]]]:
     """Return the shape of a model's sample, and a function that makes its inputs.
 
     The function takes the sample, the timestep and the label.
+
+    Parameters
+    ----------
+    model
+        The model.
+    given
+        Inputs that are given otherwise, and which the function doesn't make.
 
     Raises
     ------
     ModelError
         If the model is no network that predicts the noise in a sample at a timestep.
     """
-    known = {"sample", "timestep", "label"}
     names = set(model.inputs)
-    if not {"sample", "timestep"} <= names <= known or len(model.outputs) != 1:
+    if not {"sample", "timestep"} <= names or len(model.outputs) != 1:
         raise ModelError(
             f"{model.name} is not a network for denoising: it must have the inputs sample and "
             f"timestep, perhaps label, and one output, but has {', '.join(model.inputs)} and "
             f"{len(model.outputs)}"
+        )
+    others = [n for n in model.inputs if n not in ("sample", "timestep", "label", *given)]
+    if others:
+        raise ModelError(
+            f"{model.name} also takes {', '.join(others)}, which must be given (--inputs FILE.npz)"
         )
     shape = model.inputs["sample"][0]
     if len(shape) != 4 or 0 in shape:
@@ -481,7 +492,8 @@ def inputs_of(
         values: dict[str, Any] = {"sample": x, "timestep": timestep, "label": label}
         made = {}
         for name, (size, dtype) in model.inputs.items():
-            made[name] = np.broadcast_to(np.asarray(values[name]).astype(dtype), size)
+            if name not in given:
+                made[name] = np.broadcast_to(np.asarray(values[name]).astype(dtype), size)
         return made
 
     return shape, make

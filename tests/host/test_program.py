@@ -62,14 +62,18 @@ def shape_of(layer: Linear, image: tuple[int, int]) -> tuple[int, ...]:
 
 def run(program: Program, device: Golden, index: int, q: np.ndarray) -> np.ndarray:
     placement = program.layers[index]
-    lowered = placement.lowered
-    deltas = lowered.deltas(q - placement.layer.zero_point)
-    parts = []
-    for band in placement.bands:
-        device.write_deltas(band.number, deltas[band.inputs])
-        device.run(band.number, Mode.DENSE)
-        parts.append(placement.read(device, band))
-    return lowered.outputs(np.concatenate(parts))
+    layer = placement.layer
+    assert isinstance(layer, Linear)
+    outputs = []
+    for part in placement.parts:
+        deltas = part.lowered.deltas(q - layer.zero_point)
+        rows = []
+        for band in part.bands:
+            device.write_deltas(band.number, deltas[band.inputs])
+            device.run(band.number, Mode.DENSE)
+            rows.append(part.read(device, band))
+        outputs.append(part.lowered.outputs(np.concatenate(rows)))
+    return np.concatenate(outputs, axis=1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -142,7 +146,8 @@ def test_positions_and_tiles_are_spread_over_the_clusters(
     layer = layer_of(outputs=outputs, channels=7, kind="linear")
     program = Program([layer], [(1, positions, 7)], CONFIG)
     (placement,) = program.layers
-    assert (placement.split, placement.tiles) == (split, tiles)
+    (part,) = placement.parts
+    assert (part.split, part.tiles) == (split, tiles)
     entry = placement.bands[0].entry
     assert (entry["split"], entry["tiles"]) == (split, tiles)
     assert program.weight_rows == tiles * 7
