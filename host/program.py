@@ -404,6 +404,7 @@ def _needs(
     given = list(zip(layers, shapes, strict=True))
     lowered = [lower(layer, shape, config) for layer, shape in given]
     header = size(CommandHeader) + CRC_BYTES
+    least_depth = config.item_depth
     result: list[_Need] = []
 
     def need(name: str, shares: Sequence[int], least: int = 0) -> int:
@@ -443,7 +444,7 @@ def _needs(
     item_depth = need(
         "item_depth",
         each(lambda layer, shape: _least_positions(layer, shape) * layer.channels * config.digits),
-        max(config.item_depth, channels * config.digits),
+        max(least_depth, channels * config.digits),
     )
     config = replace(config, positions=positions, item_depth=item_depth, channels=channels)
     plans = [
