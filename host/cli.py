@@ -37,7 +37,6 @@ _FAILED, _USAGE, _BUILD, _TOOL, _INTERRUPTED = 1, 2, 3, 4, 130
 _KNOWN = (
     ("ditto.hdl.protocol", "CommandError", _FAILED),
     ("ditto.host.boards", "BoardError", _USAGE),
-    ("ditto.host.conditioning", "ConditioningError", _FAILED),
     ("ditto.host.device", "DeviceError", _FAILED),
     ("ditto.host.executor", "MismatchError", _FAILED),
     ("ditto.host.model", "ModelError", _FAILED),
@@ -263,6 +262,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help="evaluate the model without condition, too, and go this far along the difference",
     )
+    add("--null-label", type=_natural, metavar="N", help="label that stands for no condition")
     add(
         "--check",
         action="store_true",
@@ -789,12 +789,12 @@ def _denoise(options: argparse.Namespace) -> int:
     from ditto.hdl.protocol import Mode
     from ditto.host import png
     from ditto.host.boards import BOARDS, BoardError, open_device
-    from ditto.host.conditioning import Conditioning, load_inputs
+    from ditto.host.conditioning import Conditioning
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
     from ditto.host.report import report
-    from ditto.host.samplers import Schedule, inputs_of, sampler_of
+    from ditto.host.samplers import Schedule, load_inputs, sampler_of
     from ditto.host.session import draw
 
     if options.board not in BOARDS:
@@ -804,8 +804,8 @@ def _denoise(options: argparse.Namespace) -> int:
     path = options.model or _demo_model()
     model = Model.load(path)
     inputs = None if options.inputs is None else load_inputs(options.inputs)
-    given = Conditioning(model, inputs, guidance=options.guidance)
-    shape, make = inputs_of(model, given.names)
+    given = Conditioning(model, inputs, guidance=options.guidance, null_label=options.null_label)
+    shape = given.shape
     if shape[1] != 1:
         raise ModelError(
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
@@ -813,7 +813,7 @@ def _denoise(options: argparse.Namespace) -> int:
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
     sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
-    shapes = model.shapes(make(np.zeros(shape, np.float32), 0, 0) | given.inputs(0))
+    shapes = model.shapes(given.inputs(0, np.zeros(shape, np.float32), 0, 0))
     program = Program(model.layers, shapes, config, states=given.states)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
 

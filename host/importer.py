@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from ditto.host.layers import Layer, Linear, ModelError, Product, Quantization
 
@@ -37,8 +37,6 @@ _MOVES = {
     "Transpose",
     "Unsqueeze",
 }
-
-_REFUSED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class _Unsupported(Exception):
@@ -97,7 +95,6 @@ class _Importer:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
         self._producers = {output: node for node in graph.node for output in node.output}
-        self._check_tensors(graph)
         if not any(node.op_type == "QuantizeLinear" for node in graph.node):
             raise ModelError(
                 f"{name} is not a quantized (QDQ) model: it has no QuantizeLinear node; quantize "
@@ -146,45 +143,8 @@ class _Importer:
             )
         self.rewritten = self._rewrite(proto, nodes)
 
-    def _check_tensors(self, graph: onnx.GraphProto) -> None:
-        """Refuse constants of half precision, constants that are no numbers, and wrong scales."""
-        users = {name: node for node in graph.node for name in node.input}
-
-        def where(tensor: str) -> str:
-            user = users.get(tensor)
-            if user is None:
-                return f"tensor {tensor} of {self._name}"
-            return f"tensor {tensor} of node {user.name or user.output[0]} of {self._name}"
-
-        for name, tensor in self._constants.items():
-            if tensor.data_type in _REFUSED:
-                kind = TensorProto.DataType.Name(tensor.data_type).lower()
-                raise ModelError(f"{where(name)} is of type {kind}; export the model in float32")
-            if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE):
-                # Infinity may be meant, as in the mask of an attention.
-                if np.isnan(numpy_helper.to_array(tensor)).any():
-                    raise ModelError(
-                        f"{where(name)} contains values that are no numbers; the training has "
-                        "diverged, or the file is damaged"
-                    )
-        for node in graph.node:
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                continue
-            scale = self._constant(node.input[1])
-            if scale is not None and not (np.isfinite(scale) & (scale > 0)).all():
-                wrong = scale[~(np.isfinite(scale) & (scale > 0))].flat[0]
-                raise ModelError(
-                    f"{where(node.input[1])} is a scale of {wrong:g}, but scales are above 0; "
-                    "calibrate with data that moves that activation, or prune the channel"
-                )
-
     def _describe(self, value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], np.dtype[Any]]:
         tensor = value.type.tensor_type
-        if tensor.elem_type in _REFUSED:
-            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-            raise ModelError(
-                f"input {value.name} of {self._name} is of type {kind}; export the model in float32"
-            )
         shape = [dim.dim_value for dim in tensor.shape.dim]
         if shape and shape[0] not in (0, 1):
             raise ModelError(

@@ -25,8 +25,6 @@ __all__ = ["Accelerate", "Linear", "Model", "ModelError", "read"]
 
 _log = logging.getLogger(__name__)
 
-_COPIES = 3  # of the weights at a time: the file, the layers, and a check of one of them
-
 Accelerate = Callable[..., NDArray[np.float32]]
 """Evaluates the layer of an index on its float operands, and returns its float output."""
 
@@ -37,50 +35,22 @@ def read(path: Path | str) -> onnx.ModelProto:
     Raises
     ------
     ModelError
-        If there is no such file, it is no valid model, or too big for this computer's memory.
+        If there is no such file, or it is no valid model.
     """
+    from ditto.host.check import check, load
+
     try:
-        proto = onnx.load(str(path), load_external_data=False)
-        needed = _COPIES * (Path(path).stat().st_size + _external_bytes(proto))
-        available = _available_bytes()
-        if available is not None and needed > available:
-            raise ModelError(
-                f"model {path} needs about {needed / 1e9:.1f} GB of memory, but only "
-                f"{available / 1e9:.1f} GB are available; end other programs, or take a computer "
-                "with more memory"
-            )
-        onnx.checker.check_model(str(path))
-        onnx.load_external_data_for_model(proto, str(Path(path).parent))
+        proto = load(path)
+        check(proto, str(path))
+        onnx.checker.check_model(proto)
     except ModelError:
         raise
-    except MemoryError as error:
-        raise ModelError(f"model {path} does not fit this computer's memory") from error
     except OSError as error:
         raise ModelError(f"cannot read model {path}: {error.strerror or error}") from error
     except Exception as error:  # the parser and the checker have a family each
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{path} is not a valid ONNX file: {reason}") from error
     return proto
-
-
-def _external_bytes(proto: onnx.ModelProto) -> int:
-    """Return the bytes of the tensors that lie beside the file."""
-    return sum(
-        int(entry.value)
-        for tensor in proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "length"
-    )
-
-
-def _available_bytes() -> int | None:
-    """Return the memory that is left for programs; None where the system doesn't tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
 
 
 class Model:

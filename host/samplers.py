@@ -1,8 +1,9 @@
 """Samplers: how noise becomes an image, step by step."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "Schedule",
     "denoise",
     "inputs_of",
+    "load_inputs",
     "noise_of",
     "sampler_of",
 ]
@@ -451,7 +453,7 @@ class Network(Protocol):
 
 
 def inputs_of(
-    model: Network, given: Collection[str] = ()
+    model: Network, extra: Mapping[str, NDArray[Any]] | None = None
 ) -> tuple[tuple[int, ...], Callable[..., dict[str, NDArray[Any]]]]:
     """Return the shape of a model's sample, and a function that makes its inputs.
 
@@ -461,39 +463,92 @@ def inputs_of(
     ----------
     model
         The model.
-    given
-        Inputs that are given otherwise, and which the function doesn't make.
+    extra
+        Values of all inputs beyond ``sample``, ``timestep`` and ``label``, such as the embedding of
+        a text: of one sample, without a batch or with a batch of 1.
 
     Raises
     ------
     ModelError
-        If the model is no network that predicts the noise in a sample at a timestep.
+        If the model is no network that predicts the noise in a sample at a timestep, or the extra
+        inputs do not fit it.
     """
     names = set(model.inputs)
     if not {"sample", "timestep"} <= names or len(model.outputs) != 1:
         raise ModelError(
             f"{model.name} is not a network for denoising: it must have the inputs sample and "
-            f"timestep, perhaps label, and one output, but has {', '.join(model.inputs)} and "
-            f"{len(model.outputs)}"
-        )
-    others = [n for n in model.inputs if n not in ("sample", "timestep", "label", *given)]
-    if others:
-        raise ModelError(
-            f"{model.name} also takes {', '.join(others)}, which must be given (--inputs FILE.npz)"
+            f"timestep and one output, but has {', '.join(model.inputs)} and {len(model.outputs)}"
         )
     shape = model.inputs["sample"][0]
     if len(shape) != 4 or 0 in shape:
         raise ModelError(
             f"input sample of {model.name} must have the shape (1, channels, height, width) with "
-            f"fixed sizes, not ({', '.join(str(size) if size else '?' for size in shape)})"
+            f"fixed sizes, not {_sizes(shape)}; export it with fixed sizes"
         )
+    fixed = _extra(model, extra or {})
 
     def make(x: NDArray[np.float32], timestep: int, label: int) -> dict[str, NDArray[Any]]:
-        values: dict[str, Any] = {"sample": x, "timestep": timestep, "label": label}
+        values: dict[str, Any] = {"sample": x, "timestep": timestep, "label": label, **fixed}
         made = {}
         for name, (size, dtype) in model.inputs.items():
-            if name not in given:
-                made[name] = np.broadcast_to(np.asarray(values[name]).astype(dtype), size)
+            if name not in fixed:
+                values[name] = np.broadcast_to(np.asarray(values[name]).astype(dtype), size)
+            made[name] = values[name]
         return made
 
     return shape, make
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return f"({', '.join(str(size) if size else '?' for size in shape)})"
+
+
+def _extra(model: Network, extra: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the extra inputs with a batch of 1 and in the model's types, after a check."""
+    wanted = [name for name in model.inputs if name not in ("sample", "timestep", "label")]
+    missing = [name for name in wanted if name not in extra]
+    unknown = [name for name in extra if name not in wanted]
+    if missing:
+        sizes = ", ".join(f"{name} of shape {_sizes(model.inputs[name][0])}" for name in missing)
+        raise ModelError(f"{model.name} also takes {sizes}: give them in a file (--inputs NPZ)")
+    if unknown:
+        raise ModelError(
+            f"the file of inputs has {', '.join(unknown)}, which {model.name} does not take; "
+            + (f"it takes {', '.join(wanted)}" if wanted else "it takes no further inputs")
+        )
+    result = {}
+    for name in wanted:
+        shape, dtype = model.inputs[name]
+        values = np.asarray(extra[name])
+        if values.ndim == len(shape) - 1:
+            values = values[None]
+        if values.ndim != len(shape) or any(
+            want and want != got for want, got in zip(shape, values.shape, strict=True)
+        ):
+            raise ModelError(
+                f"input {name} must have the shape {_sizes(shape)}, with or without the batch, not "
+                f"{np.shape(extra[name])}"
+            )
+        if not np.can_cast(values.dtype, dtype, "same_kind"):
+            raise ModelError(f"input {name} is of type {values.dtype}, but the model takes {dtype}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ModelError(f"input {name} contains values that are no numbers")
+        result[name] = values.astype(dtype)
+    return result
+
+
+def load_inputs(path: Path | str) -> dict[str, NDArray[Any]]:
+    """Read extra inputs of a model, or calibration data: an ``.npz`` file, one array per input.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise ModelError(f"cannot read {path}: no such file") from None
+    except Exception as error:  # a damaged archive can be wrong in any way
+        raise ModelError(f"{path} is not a usable .npz file: {error}") from error

@@ -19,7 +19,7 @@ from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
-from ditto.host.samplers import Sampler, denoise, inputs_of
+from ditto.host.samplers import Sampler, denoise
 
 __all__ = ["Drawing", "OnStep", "draw"]
 
@@ -109,7 +109,7 @@ def draw(
         If a device differs from the golden model, and ``check`` is on.
     """
     given = conditioning or Conditioning(model)
-    shape, make_inputs = inputs_of(model, given.names)
+    shape = given.shape
     classes = max(sampler.schedule.classes, 1)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for sample in range(samples):
@@ -134,10 +134,9 @@ def draw(
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
             ) -> NDArray[np.float32]:
-                made = make_inputs(x, timestep, label)
                 return given.combine(
                     [
-                        executor.step(made | given.inputs(state), state)[0]
+                        executor.step(given.inputs(state, x, timestep, label), state)[0]
                         for state in range(given.states)
                     ]
                 )

@@ -25,7 +25,7 @@ from ditto.host.layers import Linear, Product
 from ditto.host.model import Model
 from ditto.host.program import Program
 from ditto.host.quantize import draw_calibration, quantize
-from ditto.host.samplers import DDIM, Schedule, denoise, inputs_of
+from ditto.host.samplers import DDIM, Schedule, denoise
 from ditto.host.session import Drawing, draw
 from ditto.sim.golden import Golden
 
@@ -293,16 +293,16 @@ def test_guidance_keeps_two_states(tmp_path: Path) -> None:
     # By hand: the two predictions of each step, and the way from one along the other.
     program = Program(model.layers, model.shapes(), demo)
     executors = [Executor(model, program, Golden(demo)) for _ in range(2)]
-    shape, make = inputs_of(model, ["context"])
+    alone = [Conditioning(model, {"context": values}) for values in context()]
 
     def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
         without, condition = (
-            executor.step(make(x, timestep, 0) | {"context": context()[i : i + 1]})[0]
-            for i, executor in enumerate(executors)
+            executor.step(given.inputs(0, x, timestep, 0))[0]
+            for executor, given in zip(executors, alone, strict=True)
         )
         return without + np.float32(3) * (condition - without)
 
-    image = denoise(predict, sampler(), shape, seed=1, sample=0)
+    image = denoise(predict, sampler(), alone[0].shape, seed=1, sample=0)
     assert image.tobytes() == drawn.images.tobytes()
 
 
@@ -339,12 +339,11 @@ def test_layers_agree_with_onnxruntime(proto: onnx.ModelProto) -> None:
     executor = Executor(
         model, Program(model.layers, model.shapes(), demo), cast(Accelerator, Golden(demo))
     )
-    shape, make = inputs_of(model, given.names)
     apart = total = 0
 
     def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
         nonlocal apart, total
-        feeds = make(x, timestep, 0) | given.inputs(0)
+        feeds = given.inputs(0, x, timestep, 0)
         names = [output.name for output in shown.graph.output]
         tensors = dict(zip(names, session.run(None, feeds), strict=True)) | feeds
         for index, layer in enumerate(model.layers):
@@ -358,7 +357,7 @@ def test_layers_agree_with_onnxruntime(proto: onnx.ModelProto) -> None:
             total += theirs.size
         return tensors[proto.graph.output[0].name]
 
-    denoise(predict, DDIM(Schedule(), steps=5), shape, seed=1, sample=0)
+    denoise(predict, DDIM(Schedule(), steps=5), given.shape, seed=1, sample=0)
     assert total > 5_000
     assert apart <= total / 1000, f"{apart} of {total} elements differ by more than a step"
 
