@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ditto.hdl.config import Config
 from ditto.hdl.protocol import Counters, Mode
 from ditto.host.device import Accelerator
-from ditto.host.layers import Linear, Product, Quantization
+from ditto.host.layers import Linear, Product
 from ditto.host.model import Model, ModelError
+from ditto.host.narrow import narrow_activation, times
 from ditto.host.program import Band, Part, Placement, Program
 from ditto.sim.golden import Golden, wrap
 
@@ -260,7 +260,10 @@ class Executor:
             taken = taken.plus(own)
             dense_cycles += own.counters.cycles if mode is Mode.DENSE else self._cycles(part, dense)
         self._note(index, mode, taken, dense_cycles)
-        return np.concatenate(parts, axis=1)
+        sums = np.concatenate(parts, axis=1)
+        if placement.rest is not None:
+            sums = sums + placement.rest.sums(q - layer.zero_point)
+        return sums
 
     def _product(
         self, index: int, layer: Product, left: NDArray[np.float32], right: NDArray[np.float32]
@@ -293,7 +296,7 @@ class Executor:
         for run in runs:
             given = layer.left if run.side else layer.right
             part = placement.of_product(run.head, run.side)
-            weights = narrowed(run.weights, given, self.program.config)
+            weights = narrow_activation(run.weights, given, self.program.config)
             self._write(part, weights.T[:, None, :])
             got, own = self._part(placement, part, run.mode, run.deltas, run)
             taken = taken.plus(own)
@@ -417,24 +420,6 @@ class Executor:
                     where = f"counter {counter} of layer-table entry {band.number}"
                     raise MismatchError(step, name, where, a, b)
         return got, counters
-
-
-def narrowed(operand: NDArray[np.int64], given: Quantization, config: Config) -> NDArray[np.int64]:
-    """Return the weights that stand for a quantized operand, as near as a device's weights can be.
-
-    They are the operand around the middle of its range, without the least value where the device
-    does not take it.
-    """
-    return np.maximum(operand - (given.low + given.high + 1) // 2, config.min_weight)
-
-
-def times(deltas: NDArray[np.int64], rest: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return ``deltas @ rest`` where nearly all elements of ``rest`` are the same number."""
-    values, counts = np.unique(rest, return_counts=True)
-    common = values[counts.argmax()] if values.size else 0
-    other = rest - common
-    used = other.any(axis=1)
-    return deltas.sum(axis=1, keepdims=True) * common + deltas[:, used] @ other[used]
 
 
 def _element(placement: Placement, part: Part, at: int, channel: int, run: _Run | None) -> str:

@@ -371,8 +371,8 @@ class _Importer:
         # What is dequantized gives the same integers when it is quantized once more.
         return name, given
 
-    def _weights(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32], int]:
-        """Return constant weights, their scales, and the axis of these."""
+    def _weights(self, name: str) -> tuple[NDArray[Any], NDArray[np.float32], int]:
+        """Return constant weights without zero point, their scales, and the axis of these."""
         moved = list(self._moved(name))
         after = self._producers.get(moved[-1])
         if after is None or after.op_type != "DequantizeLinear":
@@ -389,18 +389,9 @@ class _Importer:
             raise _Unsupported("its weights are no constants")
         if weights.dtype not in (np.int8, np.uint8):
             raise _Unsupported(f"its weights are of type {weights.dtype}")
-        if np.any(zero_point):
-            points = _along(zero_point, weights.ndim, axis)
-            wide = weights.astype(np.int16) - points.astype(np.int16)
-            if wide.min() < -128 or wide.max() > 127:
-                raise _Unsupported(
-                    f"its weights have a zero point, and are in {wide.min()}..{wide.max()} without"
-                )
-            weights = wide.astype(np.int8)
-        elif weights.dtype == np.uint8:
-            if weights.max(initial=0) > 127:
-                raise _Unsupported(f"its weights are in 0..{weights.max()}")
-            weights = weights.astype(np.int8)
+        if weights.dtype != np.int8 or np.any(zero_point):
+            points = _along(zero_point, weights.ndim, axis).astype(np.int16)
+            weights = weights.astype(np.int16) - points
         for mover in reversed([self._producers[at] for at in moved[:-1]]):
             if mover.op_type == "Identity":
                 continue

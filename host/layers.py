@@ -67,7 +67,7 @@ class Linear:
     kind
         ``"conv"`` or ``"linear"``.
     weights
-        Of shape (output channels, kernel taps, input channels of a group).
+        Of shape (output channels, kernel taps, input channels of a group); -255..255.
     weight_scales
         One for each output channel.
     bias
@@ -93,7 +93,7 @@ class Linear:
 
     name: str
     kind: str
-    weights: NDArray[np.int8]
+    weights: NDArray[np.int8] | NDArray[np.int16]
     weight_scales: NDArray[np.float32]
     bias: NDArray[np.int64]
     input_scale: np.float32

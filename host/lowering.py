@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.host.layers import Layer, Linear, Product
+from ditto.host.narrow import narrow_layer
 from ditto.sim.golden import taps
 
 __all__ = ["Lowered", "lower", "windows"]
@@ -105,6 +106,7 @@ def lower(layer: Layer, shape: Sequence[Any], config: Config) -> tuple[Lowered, 
     """
     if isinstance(layer, Product):
         return _product(layer, shape)
+    layer = narrow_layer(layer, config)
     if layer.groups == 1:
         return (_lower(layer, tuple(shape), config),)
     # As many groups side by side as keep the columns busiest.

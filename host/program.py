@@ -12,7 +12,8 @@ from ditto.hdl.config import Config, ConfigError
 from ditto.hdl.protocol import CommandHeader, LayerEntry, size
 from ditto.host.device import CRC_BYTES, Accelerator
 from ditto.host.layers import Layer, Linear, Product
-from ditto.host.lowering import Lowered, lower
+from ditto.host.lowering import Lowered, lower, windows
+from ditto.host.narrow import Rest, narrow_layer
 from ditto.sim.golden import shares
 
 __all__ = ["Band", "Part", "Placement", "PlacementError", "Program", "suggest"]
@@ -115,11 +116,14 @@ class Placement:
         Shape of its input tensor; of both operands if it is a product.
     parts
         What the device computes of it, see :func:`ditto.host.lowering.lower`.
+    rest
+        What the host adds to the sums, if the device's weights leave something out.
     """
 
     layer: Layer
     shape: tuple[Any, ...]
     parts: tuple[Part, ...]
+    rest: Rest | None = None
 
     @property
     def bands(self) -> tuple[Band, ...]:
@@ -249,7 +253,12 @@ class Program:
         self._shared = 0
         self.weight_rows = shared
         self.layers = tuple(
-            Placement(layer=layer, shape=shape, parts=tuple(self._part(plan) for plan in own))
+            Placement(
+                layer=layer,
+                shape=shape,
+                parts=tuple(self._part(plan) for plan in own),
+                rest=_rest(layer, shape, config),
+            )
             for layer, shape, own in zip(layers, shapes, plans, strict=True)
         )
 
@@ -423,17 +432,17 @@ def _needs(
         config.activation_bits,
     )
     weight_bits = need("weight_bits", [_weight_bits(layer) for layer in layers], config.weight_bits)
-    need(
-        "accumulator_bits",
-        [_largest(layer, shape).bit_length() + 1 for layer, shape in given],
-        activation_bits + 1 + weight_bits,
-    )
     config = replace(
         config,
         activation_bits=activation_bits,
         weight_bits=weight_bits,
         accumulator_bits=max(config.accumulator_bits, activation_bits + 1 + weight_bits),
         item_depth=max(config.item_depth, config.channels * 9),
+    )
+    need(
+        "accumulator_bits",
+        [_largest(layer, shape, config).bit_length() + 1 for layer, shape in given],
+        activation_bits + 1 + weight_bits,
     )
     word = -(-config.columns * weight_bits // 8)
     need("frame_bytes", [header + word] * len(given), config.frame_bytes)
@@ -476,16 +485,26 @@ def _spans(layer: Layer) -> list[int]:
 
 
 def _weight_bits(layer: Layer) -> int:
-    """Return the bits of a layer's weights; an activation as weight is moved around zero."""
+    """Return the bits of the weights that a layer needs; what is beyond 8 the host adds."""
     if isinstance(layer, Linear):
         extreme = max(int(layer.weights.max()), ~int(layer.weights.min()))
-        return extreme.bit_length() + 1
+        return min(extreme.bit_length() + 1, 8)
     return max(map(int.bit_length, _spans(layer)))
 
 
-def _largest(layer: Layer, shape: tuple[Any, ...]) -> int:
-    """Return the largest magnitude of a layer's sums."""
-    return layer.largest if isinstance(layer, Linear) else layer.largest(shape)
+def _largest(layer: Layer, shape: tuple[Any, ...], config: Config) -> int:
+    """Return the largest magnitude of the sums that a device has of a layer."""
+    if isinstance(layer, Product):
+        return layer.largest(shape)
+    return narrow_layer(layer, config).largest
+
+
+def _rest(layer: Layer, shape: tuple[Any, ...], config: Config) -> Rest | None:
+    """Return what the host adds to a layer's sums; None if nothing."""
+    if isinstance(layer, Product):
+        return None  # it depends on the operands
+    narrow = narrow_layer(layer, config)
+    return None if narrow is layer else Rest(layer, narrow, windows(layer, shape))
 
 
 def _least_positions(layer: Linear, shape: tuple[int, ...]) -> int:
@@ -499,14 +518,6 @@ def _check(
     layers: Sequence[Layer], shapes: Sequence[tuple[Any, ...]], config: Config, states: int
 ) -> None:
     """Refuse layers that do not fit a device."""
-    for layer in layers:
-        least = -(1 << config.weight_bits - 1)
-        if config.is_packed and isinstance(layer, Linear) and (layer.weights == least).any():
-            raise PlacementError(
-                f"layer {layer.name} has a weight of {least}, but the device's "
-                f"packed multipliers take {config.min_weight} and more; quantize the weights "
-                f"symmetrically, or use a device with --multiplier lut"
-            )
     needs = _needs(layers, shapes, config, states)
     short = [n for n in needs if n.value > getattr(config, n.name)]
     if not short:

@@ -463,12 +463,14 @@ def test_layers_agree_with_onnxruntime(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 @pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_other_quantizers(kind: str, per_channel: bool, tmp_path: Path) -> None:
-    """Asymmetric activations, one scale for all weights, and quantized outputs."""
+def test_other_quantizers(kind: str, per_channel: bool, symmetric: bool, tmp_path: Path) -> None:
+    """Asymmetric activations and weights, one scale for all weights, and quantized outputs."""
     pytest.importorskip("onnxruntime")
     from onnxruntime import quantization
 
+    activations = {"int8": "QInt8", "uint8": "QUInt8"}[kind]
     onnx.save(unet(), tmp_path / "float.onnx")
     data = iter(
         {
@@ -489,9 +491,10 @@ def test_other_quantizers(kind: str, per_channel: bool, tmp_path: Path) -> None:
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "Gemm", "MatMul", "ConvTranspose"],
         per_channel=per_channel,
-        activation_type=quantization.QuantType[f"Q{kind.replace('i', 'I').replace('u', 'U')}"],
-        weight_type=quantization.QuantType.QInt8,
-        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        activation_type=quantization.QuantType[activations],
+        # Asymmetric weights are of the activations' type: other pairs are refused.
+        weight_type=quantization.QuantType[activations if not symmetric else "QInt8"],
+        extra_options={"ActivationSymmetric": False, "WeightSymmetric": symmetric},
     )
     model = Model.load(tmp_path / "int8.onnx")
     assert not model.on_host

@@ -167,6 +167,23 @@ def test_gemm_with_factors_and_transposed_operands(
     agrees(g.model(y), (1, 24))
 
 
+@pytest.mark.parametrize(("dtype", "zero"), [(np.uint8, 128), (np.uint8, 77), (np.int8, -20)])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_asymmetric_weights(make_graph: Any, dtype: Any, zero: int, per_channel: bool) -> None:
+    g = make_graph()
+    x = g.quantized(g.input("x", [1, 3, 5, 5]), 0.04, 9)
+    info = np.iinfo(dtype)
+    raw = RNG.integers(info.min, info.max + 1, (4, 3, 3, 3))
+    raw[0, 0, 0, :2] = info.min, info.max
+    raw = g.constant(raw, dtype)
+    points = zero + RNG.integers(-5, 6, 4) if per_channel else zero
+    factors = scales(4) if per_channel else np.float32(0.02)
+    facts = g.constant(factors), g.constant(points, dtype)
+    w = g.node("DequantizeLinear", raw, *facts, **({"axis": 0} if per_channel else {}))
+    executor = agrees(g.model(g.node("Conv", x, w, pads=[1, 1, 1, 1])), (1, 3, 5, 5))
+    assert executor.program.layers[0].rest is not None
+
+
 def test_weights_that_are_quantized_in_the_graph_and_transposed(make_graph: Any) -> None:
     # As quantizers write them that keep float weights.
     g = make_graph()
