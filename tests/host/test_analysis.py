@@ -17,7 +17,7 @@ from ditto.host import page
 from ditto.host.advice import advice, thresholds
 from ditto.host.analysis import CLASSES, Analysis, Setting, analyze, neighbour
 from ditto.host.executor import Executor
-from ditto.host.model import Model
+from ditto.host.model import Linear, Model
 from ditto.host.program import Program, suggest
 from ditto.host.samplers import DDIM, Schedule, denoise, inputs_of
 from ditto.host.table import write_csv
@@ -80,6 +80,7 @@ def test_figures_are_those_of_the_device(
     assert list(layers) == [layer.name for layer in model.layers]
     for i, layer in enumerate(model.layers):
         entry = layers[layer.name]
+        assert isinstance(layer, Linear)
         values = np.stack(seen[i]).reshape(SAMPLES, STEPS, -1)
         for step in range(1, STEPS):
             deltas = values[:, step] - values[:, step - 1]

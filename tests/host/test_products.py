@@ -237,8 +237,10 @@ class Faulty(Golden):
 
     reads = 0
 
-    def read_accumulators(self, *arguments: Any) -> NDArray[np.int64]:
-        words = super().read_accumulators(*arguments)
+    def read_accumulators(
+        self, row: int, count: int, columns: int | None = None
+    ) -> NDArray[np.int64]:
+        words = super().read_accumulators(row, count, columns)
         self.reads += 1
         if self.reads == 3:
             words[0, 0, 0] ^= 1
