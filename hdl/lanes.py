@@ -148,31 +148,32 @@ class Lane(wiring.Component):
         low_left = Signal(work_range(config), reset_less=True)
         high_left = Signal(work_range(config), reset_less=True)
         count = Signal(config.count_bits, reset_less=True)  # items left of the entry
+        last_of_entry = Signal(reset_less=True)
         low_slot = Signal(slot_range(config), reset_less=True)
         high_slot = Signal(slot_range(config), reset_less=True)
 
         row = self.row
         load_low, load_high = Signal(), Signal()
-        last_of_entry = Signal()
-        m.d.comb += [
-            last_of_entry.eq(count == 1),
-            self.item.en.eq(busy),
-            self.low.slot.eq(
-                Mux(self.begin, row.low_last if backward else row.low_first, low_slot)
-            ),
-            self.high.slot.eq(Mux(self.begin, row.high_first, high_slot)),
-        ]
         # What the rest of the path waits for is compared a cycle ahead.
         low_none, low_one = Signal(reset_less=True), Signal(reset_less=True)
         high_one = Signal(reset_less=True)
+        finishing = Signal(init=1)
         last_high = at_high & high_one
         last_low = ~at_high & low_one
-        m.d.comb += self.finishing.eq(~busy | last_low | (last_high & low_none))
+        m.d.comb += [
+            self.finishing.eq(finishing),
+            self.item.en.eq(busy),
+            # A row that ends takes no further entry.
+            self.low.slot.eq(Mux(finishing, row.low_last if backward else row.low_first, low_slot)),
+            self.high.slot.eq(Mux(finishing, row.high_first, high_slot)),
+        ]
         high = row.high if takes_high else 0
+        low_two, high_two = low_left == 2, high_left == 2
+        row_none, row_one = row.low[self.number] == 0, row.low[self.number] == 1
         with m.If(self.begin):
             m.d.comb += [
                 load_high.eq(high != 0),
-                load_low.eq((high == 0) & (row.low[self.number] != 0)),
+                load_low.eq((high == 0) & ~row_none),
             ]
         with m.Else():
             m.d.comb += [
@@ -192,28 +193,30 @@ class Lane(wiring.Component):
             down = at_high | backward
             m.d.sync += [
                 count.eq(count - 1),
+                last_of_entry.eq(count == 2),
                 self.item.address.eq(self.item.address + Mux(down, -1, 1)),
             ]
             with m.If(at_high):
-                m.d.sync += [high_left.eq(high_left - 1), high_one.eq(high_left == 2)]
+                m.d.sync += [high_left.eq(high_left - 1), high_one.eq(high_two)]
+                with m.If(Mux(high_one, low_one | low_none, high_two & low_none)):
+                    m.d.sync += finishing.eq(1)
             with m.Else():
-                m.d.sync += [
-                    low_left.eq(low_left - 1),
-                    low_none.eq(low_one),
-                    low_one.eq(low_left == 2),
-                ]
+                m.d.sync += [low_left.eq(low_left - 1), low_none.eq(low_one), low_one.eq(low_two)]
+                with m.If(low_one | low_two):
+                    m.d.sync += finishing.eq(1)
         with m.If(self.begin):
             m.d.sync += [
                 low_left.eq(row.low[self.number]),
-                low_none.eq(row.low[self.number] == 0),
-                low_one.eq(row.low[self.number] == 1),
+                low_none.eq(row_none),
+                low_one.eq(row_one),
+                finishing.eq(((high == 0) & (row_none | row_one)) | ((high == 1) & row_none)),
                 high_left.eq(high),
                 high_one.eq(high == 1),
                 low_slot.eq(self.low.slot),
                 high_slot.eq(self.high.slot),
                 busy.eq(load_low | load_high),
             ]
-        with m.Elif(self.finishing):
+        with m.Elif(finishing):
             m.d.sync += busy.eq(0)
         with m.If(load_low):
             entry = self.low.entry
@@ -221,6 +224,7 @@ class Lane(wiring.Component):
                 at_high.eq(0),
                 self.item.address.eq(entry.last if backward else entry.address),
                 count.eq(entry.count),
+                last_of_entry.eq(entry.single),
                 self.weight_row.eq(entry.row),
                 low_slot.eq(self.low.slot + (-1 if backward else 1)),
             ]
@@ -231,11 +235,12 @@ class Lane(wiring.Component):
                     at_high.eq(1),
                     self.item.address.eq(entry.address),
                     count.eq(entry.count),
+                    last_of_entry.eq(entry.single),
                     self.weight_row.eq(entry.row),
                     high_slot.eq(self.high.slot + 1),
                 ]
         with m.If(self.clear):
-            m.d.sync += busy.eq(0)
+            m.d.sync += [busy.eq(0), finishing.eq(1)]
         return m
 
 

@@ -48,13 +48,15 @@ def work_range(config: Config) -> range:
 def entry_of(config: Config) -> data.StructLayout:
     """Lay out a list entry: items of one tap, the first and the last, and the tap's weight row.
 
-    High items are never taken from the last one on: their ``last`` is 0.
+    ``single`` says that there is but one. High items are never taken from the last one on: their
+    ``last`` is 0.
     """
     return data.StructLayout(
         {
             "address": range(config.item_depth),
             "last": range(config.item_depth),
             "count": config.count_bits,
+            "single": 1,
             "row": range(config.weight_rows),
         }
     )
@@ -141,12 +143,12 @@ class Sequencer(wiring.Component):
     Members
     -------
     entry : In(LayerEntry)
-        What to run; there since the cycle before ``start``, and stays as it is during the run.
+        What to run; there since two cycles before ``start``, and stays as it is during the run.
     geometry : In(StructLayout)
         What follows from it, see :func:`geometry_of`.
     share : In
-        The cluster's share of the output positions, less than ``entry.split``; there since the
-        cycle before ``start``.
+        The cluster's share of the output positions, less than ``entry.split``; there since two
+        cycles before ``start``.
     start : In(1)
         Begin with the first tap in the next cycle.
     stop : In(1)
@@ -250,8 +252,11 @@ class Sequencer(wiring.Component):
         restarts = Signal()
         first, origin = Signal(range(config.clusters)), Signal(place)
         wraps = Signal()
-        share_origin = Signal(place, reset_less=True)
-        m.d.sync += share_origin.eq(self.share * entry.stride_x - entry.pad_left)
+        share_start, share_origin = Signal(place, reset_less=True), Signal(place, reset_less=True)
+        m.d.sync += [
+            share_start.eq(self.share * entry.stride_x),
+            share_origin.eq(share_start - entry.pad_left),
+        ]
         m.d.comb += [
             turn.eq(skip | (step & last_tap & (end_x >= out_width))),
             following_x.eq(origin_x + geometry.split_x),
@@ -381,9 +386,11 @@ class Sequencer(wiring.Component):
             work.low.address.eq(spot.address),
             work.low.last.eq(spot.address + spot.low - 1),
             work.low.count.eq(spot.low),
+            work.low.single.eq(spot.low == 1),
             work.low.row.eq(present.weight_row),
             work.high.address.eq(spot.address + geometry.slot_last),
             work.high.count.eq(spot.high),
+            work.high.single.eq(spot.high == 1),
             work.high.row.eq(present.weight_row),
             valid[4].eq(valid[3] & present.last & ~self.stop),
         ]

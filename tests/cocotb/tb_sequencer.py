@@ -156,7 +156,8 @@ class Bench:
         dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
         dut.geometry.value = geometry(entry)
         dut.share.value = share
-        await RisingEdge(dut.clk)
+        for _ in range(2):
+            await RisingEdge(dut.clk)
         await pulse(dut, "start")
 
         pending: deque[int] = deque()  # when each row that was pushed will be freed
@@ -275,7 +276,8 @@ async def an_entry_with_more_rows_than_words_overruns(dut: Any) -> None:
     dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
     dut.geometry.value = geometry(entry)
     dut.share.value = 0
-    await RisingEdge(dut.clk)
+    for _ in range(2):
+        await RisingEdge(dut.clk)
     await pulse(dut, "start")
     rows = 0
     while True:
