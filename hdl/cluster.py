@@ -8,6 +8,7 @@
 
 All clusters hold the same items, and run the same layer-table entry on other output positions or
 with the weights of other output channels. What a cluster runs, and when, it hears a cycle late.
+It has no reset, which would be a long way from everything: it must be stopped after one.
 """
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
@@ -19,7 +20,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import DifferenceBuffer, ItemWrite, PlaceWrite
 from ditto.hdl.lanes import Lanes
 from ditto.hdl.protocol import LayerEntry
-from ditto.hdl.register import OwnRegister
+from ditto.hdl.register import OwnRegister, register_of
 from ditto.hdl.sequencer import Sequencer, geometry_of
 
 __all__ = ["Cluster"]
@@ -152,7 +153,7 @@ class Cluster(wiring.Component):
             for split in range(1, config.clusters + 1):
                 with m.Case(split):
                     m.d.sync += share.eq(self.number % split)
-        running = Signal()
+        running = Signal(reset_less=True)
         with m.If(begin):
             m.d.sync += running.eq(1)
         with m.Elif(self.ended | stop):
@@ -173,17 +174,17 @@ class Cluster(wiring.Component):
         ]
 
         # Rows that were pushed and not written yet.
-        pending = Signal(range(config.list_depth + 16))
+        pending = Signal(range(config.list_depth + 16), reset_less=True)
         m.d.sync += pending.eq(pending + sequencer.work.push_row - array.written)
         with m.If(stop):
             m.d.sync += pending.eq(0)
         # The engine hears of everything a cycle late, far away as it is.
         m.d.sync += [
-            self.steady.eq(sequencer.steady),
-            self.ended.eq(sequencer.ended & (pending == 0)),
-            self.overrun.eq(sequencer.overrun),
-            self.working.eq(lanes.issue.valid),
-            self.busy.eq(lanes.issue.busy),
+            register_of(m, self.steady).eq(sequencer.steady),
+            register_of(m, self.ended).eq(sequencer.ended & (pending == 0)),
+            register_of(m, self.overrun).eq(sequencer.overrun),
+            register_of(m, self.working).eq(lanes.issue.valid),
+            register_of(m, self.busy).eq(lanes.issue.busy),
         ]
 
         # The bank is written while nothing runs, so that the first lane's port can serve both.

@@ -135,8 +135,8 @@ class Engine(wiring.Component):
         geometry = Signal(geometry_of(config), reset_less=True)
         task = Signal(task_of(config), reset_less=True)
         start, begin, stop = Signal(), Signal(), Signal()
-        # Far away, these are heard a cycle later.
-        started, begun, stopped = Signal(), Signal(), Signal()
+        # Far away, these are heard a cycle later. A reset stops the clusters, too.
+        started, begun, stopped = Signal(), Signal(), Signal(init=1)
         m.d.sync += [started.eq(start), begun.eq(begin), stopped.eq(stop)]
         for number, cluster in enumerate(clusters):
             m.submodules[f"cluster_{number}"] = cluster

@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import ItemRead
+from ditto.hdl.register import register_of
 from ditto.hdl.sequencer import WorkWrite, entry_of, row_of, slot_range, work_range
 
 __all__ = ["Lane", "Lanes", "RowQueue", "issue_of"]
@@ -60,7 +61,8 @@ class RowQueue(wiring.Component):
         size = 1 << (self.depth - 1).bit_length()
         m.submodules.storage = storage = memory.Memory(shape=self.shape, depth=size, init=[])
         write, read = storage.write_port(), storage.read_port(domain="comb")
-        level = Signal(range(self.depth + 1))
+        level = Signal(range(self.depth + 1), reset_less=True)
+        into, out_of = register_of(m, write.addr), register_of(m, read.addr)
         m.d.comb += [
             write.en.eq(self.push),
             write.data.eq(self.tail),
@@ -68,12 +70,12 @@ class RowQueue(wiring.Component):
             self.filled.eq(level != 0),
         ]
         with m.If(self.push):
-            m.d.sync += write.addr.eq(write.addr + 1)
+            m.d.sync += into.eq(into + 1)
         with m.If(self.pop):
-            m.d.sync += read.addr.eq(read.addr + 1)
+            m.d.sync += out_of.eq(out_of + 1)
         m.d.sync += level.eq(level + self.push - self.pop)
         with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0)]
+            m.d.sync += [into.eq(0), out_of.eq(0), level.eq(0)]
         return m
 
 
@@ -143,7 +145,7 @@ class Lane(wiring.Component):
         config = self.config
         takes_high = self.number == config.lanes - 1
         backward = self.number == 1
-        busy = Signal()
+        busy = Signal(reset_less=True)
         at_high = Signal(reset_less=True)  # the item at hand is a high one
         low_left = Signal(work_range(config), reset_less=True)
         high_left = Signal(work_range(config), reset_less=True)
@@ -153,11 +155,12 @@ class Lane(wiring.Component):
         high_slot = Signal(slot_range(config), reset_less=True)
 
         row = self.row
+        address, weight_row = (register_of(m, o) for o in (self.item.address, self.weight_row))
         load_low, load_high = Signal(), Signal()
         # What the rest of the path waits for is compared a cycle ahead.
         low_none, low_one = Signal(reset_less=True), Signal(reset_less=True)
         high_one = Signal(reset_less=True)
-        finishing = Signal(init=1)
+        finishing = Signal(init=1, reset_less=True)
         last_high = at_high & high_one
         last_low = ~at_high & low_one
         m.d.comb += [
@@ -194,7 +197,7 @@ class Lane(wiring.Component):
             m.d.sync += [
                 count.eq(count - 1),
                 last_of_entry.eq(count == 2),
-                self.item.address.eq(self.item.address + Mux(down, -1, 1)),
+                address.eq(address + Mux(down, -1, 1)),
             ]
             with m.If(at_high):
                 m.d.sync += [high_left.eq(high_left - 1), high_one.eq(high_two)]
@@ -222,10 +225,10 @@ class Lane(wiring.Component):
             entry = self.low.entry
             m.d.sync += [
                 at_high.eq(0),
-                self.item.address.eq(entry.last if backward else entry.address),
+                address.eq(entry.last if backward else entry.address),
                 count.eq(entry.count),
                 last_of_entry.eq(entry.single),
-                self.weight_row.eq(entry.row),
+                weight_row.eq(entry.row),
                 low_slot.eq(self.low.slot + (-1 if backward else 1)),
             ]
         if takes_high:
@@ -233,10 +236,10 @@ class Lane(wiring.Component):
                 entry = self.high.entry
                 m.d.sync += [
                     at_high.eq(1),
-                    self.item.address.eq(entry.address),
+                    address.eq(entry.address),
                     count.eq(entry.count),
                     last_of_entry.eq(entry.single),
-                    self.weight_row.eq(entry.row),
+                    weight_row.eq(entry.row),
                     high_slot.eq(self.high.slot + 1),
                 ]
         with m.If(self.clear):
@@ -343,21 +346,21 @@ class Lanes(wiring.Component):
             ]
 
         finishing = Cat(lane.finishing for lane in lanes).all()
+        valid, first = Signal(reset_less=True), Signal(reset_less=True)
         m.d.comb += [
+            self.issue.valid.eq(valid),
+            self.issue.first.eq(first),
             rows.push.eq(self.work.push_row),
             rows.tail.eq(self.work.row),
             rows.clear.eq(self.clear),
-            self.free_row.eq(self.issue.valid & finishing),
-            rows.pop.eq((~self.issue.valid | finishing) & rows.filled & self.run),
+            self.free_row.eq(valid & finishing),
+            rows.pop.eq((~valid | finishing) & rows.filled & self.run),
             self.issue.last.eq(finishing),
         ]
-        with m.If(self.issue.valid):
-            m.d.sync += [self.issue.first.eq(0), self.issue.valid.eq(~finishing)]
+        with m.If(valid):
+            m.d.sync += [first.eq(0), valid.eq(~finishing)]
         with m.If(rows.pop):
-            m.d.sync += [
-                self.issue.valid.eq(1),
-                self.issue.first.eq(1),
-            ]
+            m.d.sync += [valid.eq(1), first.eq(1)]
         with m.If(self.clear):
-            m.d.sync += self.issue.valid.eq(0)
+            m.d.sync += valid.eq(0)
         return m

@@ -1,4 +1,4 @@
-"""A register that a part of the device has for itself."""
+"""Registers that tools would not build so by themselves."""
 
 from typing import Any
 
@@ -6,7 +6,23 @@ from amaranth.hdl import Module, ShapeLike, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["OwnRegister"]
+__all__ = ["OwnRegister", "register_of"]
+
+
+def register_of(m: Module, output: Any) -> Any:
+    """Return a register without reset that drives an output.
+
+    Parameters
+    ----------
+    m
+        The module that has the output.
+    output
+        A signal or a view of one.
+    """
+    name = f"{Value.cast(output).name}_register"
+    register = Signal(output.shape(), name=name, reset_less=True)
+    m.d.comb += Value.cast(output).eq(Value.cast(register))
+    return register
 
 
 class OwnRegister(wiring.Component):

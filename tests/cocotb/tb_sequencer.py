@@ -254,14 +254,11 @@ async def rows_are_the_taps(dut: Any, longest: int) -> None:
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
-@cocotb.parametrize(signal=["stop", "rst"])
-async def a_run_ends_anywhere(dut: Any, signal: str) -> None:
+async def a_run_ends_anywhere(dut: Any) -> None:
     bench = Bench(dut)
     await start(dut)
     for _ in range(2 * RUNS):
         await bench.run(random_entry(), longest=12, stop_at=random.choice([1, 2, 3, 4, 10, 40]))
-        if signal == "rst":
-            await pulse(dut, "rst")
         await bench.run(random_entry(), longest=12, stop_at=random.randint(1, 60))
         if chance(0.3):
             await bench.run(random_entry(), longest=12)
