@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 # Wide multiplexers and the mapper's second version take more LUTs than they save here.
 _SYNTHESIS = "read_rtlil d.il; synth_ecp5 -nowidelut -noabc9 -top ditto -json d.json"
-
-_BRACKETS = re.compile(r"\\\S*\[\S*")
-_PARENTHESES = str.maketrans("[]", "()")
 
 # Of the floorplan: a placement in the cache with another one is not used.
 _FLOORPLAN = "floorplan 1"
@@ -184,10 +180,7 @@ class Builder:
         self._timeout = timeout
         self._progress = progress
         self._yosys, self._nextpnr = find("yosys"), find("nextpnr-ecp5")
-        # Yosys takes bit 3 of a wire "a" and a wire "a[3]" for one another, and fails.
-        self._rtlil = _BRACKETS.sub(
-            lambda name: name[0].translate(_PARENTHESES), rtlil(config, Ecp5())
-        )
+        self._rtlil = rtlil(config, Ecp5())
         self._netlist_key = _digest(self._rtlil, self._yosys.version, _SYNTHESIS)
 
     @property
