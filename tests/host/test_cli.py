@@ -87,7 +87,7 @@ def test_result_does_not_depend_on_mode_jobs_link_or_number(
     for options in (
         [*SMALL, "--jobs", "1"],
         [*SMALL, "--jobs", "3"],
-        [*SMALL, "--mode", "dense"],
+        [*SMALL, "--policy", "dense"],
         [*SMALL, "--board", "link", "--jobs", "2", "--check"],
         [*SMALL, "--clusters", "3", "--columns", "5", "--positions", "20", "--digit-bits", "5"],
     ):

@@ -1,0 +1,381 @@
+"""Which mode each layer runs in, in each step.
+
+A policy chooses before a run, from what earlier runs measured; nothing else is known to it. Only
+the choice differs between policies: the sums are exact in any mode.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ditto.hdl.config import Config
+from ditto.host.costs import LayerCosts
+from ditto.host.program import Placement, Program
+from ditto.sim.memory import Memory, Traffic
+
+__all__ = [
+    "POLICIES",
+    "Adaptive",
+    "Choice",
+    "Fixed",
+    "LayerCost",
+    "MakePolicy",
+    "ModeName",
+    "Observation",
+    "Planned",
+    "Policy",
+    "RunTime",
+    "costs_of",
+    "plan",
+    "policy_of",
+]
+
+ModeName = Literal["dense", "temporal", "spatial"]
+"""A mode of a run. ``spatial`` is simulated only, see :mod:`ditto.sim.spatial`."""
+
+POLICIES = ("dense", "temporal", "defo", "adaptive", "oracle")
+"""Names of the policies, see :func:`policy_of`; ``oracle`` is made by :func:`plan`."""
+
+
+class Choice(NamedTuple):
+    """How a layer runs."""
+
+    mode: ModeName
+    #: Whether inputs and accumulators are kept, so that the next run can be temporal.
+    keep: bool = True
+    #: Whether a run in another mode counts the temporal digits, which takes the previous inputs.
+    watch: bool = False
+
+
+class Observation(NamedTuple):
+    """What is known of a layer after a run."""
+
+    mode: ModeName
+    #: Of the array, without waiting for the memory.
+    cycles: int
+    #: Nonzero digits of the run's inputs in each mode in which they could be counted.
+    digits: Mapping[ModeName, int]
+
+
+class Policy(Protocol):
+    """Chooses the modes of all layers, for one sample."""
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run.
+
+        Parameters
+        ----------
+        layer
+            Index of the layer.
+        has_state
+            Whether the run before kept its state; without it, the run must not be temporal.
+        """
+        ...
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Take note of what a run took."""
+        ...
+
+
+MakePolicy = Callable[[int], Policy]
+"""Makes the policy of a sample, from its number."""
+
+
+class LayerCost:
+    """What runs of a layer cost besides the array's cycles.
+
+    Parameters
+    ----------
+    placement
+        The layer on the device.
+    config
+        The device.
+    memory
+        What is behind its buffers.
+
+    Attributes
+    ----------
+    floor : int
+        Cycles of a run without a digit, the fewest that there can be.
+    """
+
+    def __init__(self, placement: Placement, config: Config, memory: Memory) -> None:
+        layer = placement.layer
+        rows, columns = layer.output_image(layer.image(placement.shape))
+        self.memory = memory
+        self._inputs = int(np.prod(placement.shape)) * -(-config.activation_bits // 8)
+        self._outputs = rows * columns * layer.outputs
+        self._accumulators = self._outputs * -(-config.accumulator_bits // 8)
+        self._weights = layer.weights.size * -(-config.weight_bits // 8)
+        zeros = np.zeros((1, *placement.shape[1:]), np.int16)
+        self.floor = int(LayerCosts(placement, config).cycles(zeros)[0])
+
+    def traffic(self, choice: Choice) -> Traffic:
+        """Return what a run moves."""
+        is_temporal = choice.mode == "temporal"
+        return Traffic(
+            inputs=self._inputs,
+            weights=self._weights,
+            outputs=self._outputs,
+            previous_inputs_read=self._inputs * (is_temporal or choice.watch),
+            previous_inputs_written=self._inputs * choice.keep,
+            accumulators_read=self._accumulators * is_temporal,
+            accumulators_written=self._accumulators * choice.keep,
+        )
+
+    def total(self, choice: Choice, cycles: Any) -> Any:
+        """Return the cycles of a run, or of an array of runs, with the wait for the memory."""
+        return cycles + self.memory.stall(cycles, self.traffic(choice))
+
+
+def costs_of(program: Program, memory: Memory) -> tuple[LayerCost, ...]:
+    """Return the costs of all layers of a program."""
+    return tuple(LayerCost(placement, program.config, memory) for placement in program.layers)
+
+
+class Fixed:
+    """The same mode in every step, but for the first, which has no state.
+
+    Parameters
+    ----------
+    mode
+        The mode.
+    first
+        The mode of a run without state.
+    """
+
+    def __init__(self, mode: ModeName, first: ModeName = "dense") -> None:
+        self._choice = Choice(mode, keep=mode == "temporal")
+        self._first = self._choice if mode != "temporal" else Choice(first)
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run."""
+        return self._choice if has_state else self._first
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Do nothing."""
+
+
+class RunTime:
+    """Run-time Defo as published (Kim et al., 2025).
+
+    A layer is dense in its first step and temporal in its second. What took fewer measured cycles,
+    waits for the memory included, is kept until the end of the sample.
+
+    Parameters
+    ----------
+    costs
+        Of each layer.
+    rest
+        The mode without state: dense for Defo, spatial for Defo+.
+    """
+
+    def __init__(self, costs: Sequence[LayerCost], rest: ModeName = "dense") -> None:
+        self._costs = costs
+        self._rest = Choice(rest, keep=False)
+        self._begun: dict[int, int] = {}
+        self._decided: dict[int, Choice] = {}
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run."""
+        decided = self._decided.get(layer)
+        if decided is not None:
+            return decided
+        return Choice("temporal") if has_state else self._rest._replace(keep=True)
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Take note of what a run took."""
+        if layer in self._decided:
+            return
+        if layer not in self._begun:
+            self._begun[layer] = seen.cycles
+            return
+        cost, temporal = self._costs[layer], Choice("temporal")
+        at_rest = cost.total(self._rest, self._begun[layer])
+        pays = cost.total(temporal, seen.cycles) < at_rest
+        self._decided[layer] = temporal if pays else self._rest
+
+
+Rhythm = Literal["temporal", "rest", "alternate"]
+"""All runs temporal; none; or every second one: a long run has time to write the state that a
+short one reads, and the short one leaves none."""
+
+
+@dataclass
+class _Adapting:
+    """What :class:`Adaptive` knows of a layer."""
+
+    #: Runs until the temporal mode is looked at again, and how many the next pause takes.
+    wait: int
+    pause: int
+    #: The mode of runs that are not temporal.
+    rest: ModeName
+    rhythm: Rhythm = "temporal"
+    #: Cycles for a digit, as measured in the last run of each mode; and in any mode.
+    rates: dict[ModeName, float] = field(default_factory=dict)
+    rate: float = 0.0
+    #: Whether the next run, if all are at rest, keeps its state and counts temporal digits.
+    looks: bool = True
+
+
+class Adaptive:
+    """Decides again after every run, from exact counts of digits and the cost of memory.
+
+    The cycles of a run follow its digits, at a rate that the runs themselves measure. From what the
+    last inputs would have taken in each mode, waits for the memory included, follows whether the
+    next runs are temporal, none of them, or every second one; a change must save at least
+    ``margin``.
+
+    Without state there are no temporal digits to count. Where keeping it costs time, a layer at
+    rest looks at them again after ``pause`` runs, then after twice as many, and so on; and never
+    while even a run without a digit would take longer.
+
+    Parameters
+    ----------
+    costs
+        Of each layer.
+    rest
+        The modes without state; the first is that of the first run.
+    margin
+        Least share of a run's cycles that a change must save.
+    pause
+        Runs before a layer at rest looks at temporal digits for the first time.
+    """
+
+    def __init__(
+        self,
+        costs: Sequence[LayerCost],
+        rest: Sequence[ModeName] = ("dense",),
+        *,
+        margin: float = 0.01,
+        pause: int = 4,
+    ) -> None:
+        self._costs = costs
+        self._rest = tuple(rest)
+        self._margin = margin
+        self._layers = [_Adapting(wait=pause, pause=pause, rest=rest[0]) for _ in costs]
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run."""
+        known = self._layers[layer]
+        if known.rhythm == "rest":
+            return Choice(known.rest, keep=known.looks, watch=known.looks and has_state)
+        if has_state:
+            return Choice("temporal", keep=known.rhythm == "temporal")
+        return Choice(known.rest)
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Take note of what a run took."""
+        known, cost = self._layers[layer], self._costs[layer]
+        has_looked = "temporal" in seen.digits
+        is_first = not known.rates
+        own = seen.digits[seen.mode]
+        if own and seen.cycles > cost.floor:
+            known.rate = seen.cycles / own
+        known.rates[seen.mode] = known.rate
+
+        def total(mode: ModeName, keep: bool) -> float:
+            # Without a count, the best that it could be.
+            cycles = round(known.rates.get(mode, known.rate) * seen.digits.get(mode, 0))
+            cycles = seen.cycles if mode == seen.mode else max(cycles, cost.floor)
+            return cost.total(Choice(mode, keep), cycles)
+
+        rest = min(self._rest, key=lambda mode: total(mode, keep=False))
+        if total(rest, keep=False) < (1 - self._margin) * total(known.rest, keep=False):
+            known.rest = rest
+        means: dict[Rhythm, float] = {
+            "temporal": total("temporal", keep=True),
+            "rest": total(known.rest, keep=False),
+            "alternate": (total(known.rest, keep=True) + total("temporal", keep=False)) / 2,
+        }
+        best = min(means, key=lambda rhythm: means[rhythm])
+        if has_looked or is_first:
+            if means[best] < (1 - self._margin) * means[known.rhythm]:
+                known.rhythm = best
+        if known.rhythm != "rest":
+            return
+        looking = Choice(known.rest, keep=True, watch=True)
+        if cost.total(looking, seen.cycles) == means["rest"]:
+            known.looks = True
+            return
+        if has_looked:
+            known.wait, known.pause = known.pause, 2 * known.pause
+        else:
+            known.wait -= 1
+        known.looks = known.wait <= 0 and best != "rest"
+
+
+class Planned:
+    """Modes that are known beforehand.
+
+    Parameters
+    ----------
+    choices
+        For each layer, the choice of each of its runs.
+    """
+
+    def __init__(self, choices: Sequence[Sequence[Choice]]) -> None:
+        self._left = [list(reversed(own)) for own in choices]
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run."""
+        return self._left[layer].pop()
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Do nothing."""
+
+
+def plan(cost: LayerCost, cycles: Mapping[ModeName, NDArray[np.int64]]) -> list[Choice]:
+    """Return the choices that take a layer through a sample in the fewest cycles: the oracle's.
+
+    Parameters
+    ----------
+    cost
+        Of the layer.
+    cycles
+        For each mode, the cycles of every run in it; those of the first run in temporal mode are
+        ignored.
+    """
+    choices = [Choice(mode, keep) for mode in cycles for keep in (False, True)]
+    totals = np.array([cost.total(c, np.asarray(cycles[c.mode], np.int64)) for c in choices])
+    stateful = np.array([choice.mode == "temporal" for choice in choices])
+    keeps = np.array([choice.keep for choice in choices])
+    steps = totals.shape[1]
+    # What the rest of the sample takes, from a run without and with state on.
+    rest = np.zeros(2)
+    best = np.empty((steps, 2), int)
+    for step in reversed(range(steps)):
+        after = totals[:, step] + np.where(keeps, rest[1], rest[0])
+        for state in (0, 1):
+            possible = after if state else np.where(stateful, np.inf, after)
+            best[step, state] = possible.argmin()
+        rest = np.array([after[best[step, 0]], after[best[step, 1]]])
+    result = []
+    state = 0
+    for step in range(steps):
+        result.append(choices[best[step, state]])
+        state = int(result[-1].keep)
+    return result
+
+
+def policy_of(name: str, costs: Sequence[LayerCost]) -> MakePolicy:
+    """Return what makes a policy of :data:`POLICIES`.
+
+    ``oracle`` has to know the sample beforehand: see :func:`plan` and
+    :func:`ditto.host.session.foresee`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such policy.
+    """
+    if name in ("dense", "temporal"):
+        return lambda sample: Fixed(cast(ModeName, name))
+    if name == "defo":
+        return lambda sample: RunTime(costs)
+    if name == "adaptive":
+        return lambda sample: Adaptive(costs)
+    raise ValueError(f"no policy is called {name}; there are {', '.join(POLICIES)}")
