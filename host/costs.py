@@ -31,10 +31,15 @@ def _table(config: Config) -> NDArray[np.int32]:
     return table
 
 
-def count_items(deltas: NDArray[Any], config: Config) -> NDArray[np.int64]:
-    """Return the work items of deltas of -511..511, summed along the last axis."""
-    counts = _table(config)[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+def _all(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sums of low and high items."""
     return (counts & (1 << _HIGH) - 1) + (counts >> _HIGH)
+
+
+def count_items(deltas: NDArray[Any], config: Config) -> int:
+    """Return the work items of deltas of -511..511, of shape (positions, channels)."""
+    counts = _table(config)[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+    return int(_all(counts).sum())
 
 
 class LayerCosts:
@@ -61,20 +66,31 @@ class LayerCosts:
         deltas
             Of shape (samples, ...): the samples' input tensors as the model has them.
         """
+        return self.count(deltas)[0]
+
+    def count(self, deltas: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles and the nonzero digits of a run for each of some samples.
+
+        Parameters
+        ----------
+        deltas
+            As for :meth:`cycles`.
+        """
         layer, lowered = self._placement.layer, self._placement.lowered
         counts = self._items[deltas + np.int16(_REACH)]
         counts = counts.sum(axis=1 if layer.kind == "conv" else -1, dtype=np.int64)
         counts = counts.reshape(len(deltas), -1)  # of every sample and position
         if lowered.gather is not None:
             counts = _pad(counts)[:, lowered.gather].sum(axis=-1)
-        total = np.zeros(len(deltas), np.int64)
+        cycles, digits = np.zeros((2, len(deltas)), np.int64)
         for band in self._placement.bands:
-            rows = _pad(counts[:, band.inputs])[:, taps(band.entry)].sum(axis=-1)
-            total += self._band(band.entry, rows)
-        return total
+            own = counts[:, band.inputs]
+            cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
+            digits += _all(own).sum(axis=-1)
+        return cycles, digits
 
     def spatial(self, values: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return cycles and digits of a spatial run for each of some samples.
+        """Return the cycles of a spatial run, and the digits of its differences, by sample.
 
         The gateware has no such mode yet, see :mod:`ditto.sim.spatial`.
 
@@ -90,14 +106,12 @@ class LayerCosts:
         if lowered.gather is not None:
             padded = np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
             values = padded[:, lowered.gather].reshape(len(values), len(lowered.gather), -1)
-        cycles = np.zeros(len(values), np.int64)
-        digits = np.zeros(len(values), np.int64)
+        cycles, digits = np.zeros((2, len(values)), np.int64)
         for band in self._placement.bands:
-            deltas, index, _ = spatial(values[:, band.inputs], band.entry)
+            deltas, index = spatial(values[:, band.inputs], band.entry)
             counts = self._items[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
             cycles += self._band(band.entry, counts[:, index].sum(axis=-1))
-            read = counts[:, np.unique(index)].sum(axis=-1)
-            digits += (read & (1 << _HIGH) - 1) + (read >> _HIGH)
+            digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
         return cycles, digits
 
     def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -98,8 +98,9 @@ class LayerCost:
 
     Attributes
     ----------
-    floor : int
-        Cycles of a run without a digit, the fewest that there can be.
+    floor, ceiling : int
+        Cycles of a run without a digit, the fewest that there can be; and of one in which every
+        input has a digit of each shift, which is about the most.
     """
 
     def __init__(self, placement: Placement, config: Config, memory: Memory) -> None:
@@ -110,8 +111,11 @@ class LayerCost:
         self._outputs = rows * columns * layer.outputs
         self._accumulators = self._outputs * -(-config.accumulator_bits // 8)
         self._weights = layer.weights.size * -(-config.weight_bits // 8)
-        zeros = np.zeros((1, *placement.shape[1:]), np.int16)
-        self.floor = int(LayerCosts(placement, config).cycles(zeros)[0])
+        full = sum(1 << shift * config.digit_bits for shift in range(config.shifts))
+        extremes = np.array([0, full], np.int16).reshape(2, *(1 for _ in placement.shape[1:]))
+        inputs = np.broadcast_to(extremes, (2, *placement.shape[1:]))
+        self.floor, self.ceiling = LayerCosts(placement, config).cycles(inputs).tolist()
+        self._transfers: dict[Choice, int] = {}
 
     def traffic(self, choice: Choice) -> Traffic:
         """Return what a run moves."""
@@ -126,9 +130,16 @@ class LayerCost:
             accumulators_written=self._accumulators * choice.keep,
         )
 
+    def stall(self, choice: Choice, cycles: Any) -> Any:
+        """Return the cycles in which a run, or each of an array of runs, waits for the memory."""
+        transfers = self._transfers.get(choice)
+        if transfers is None:
+            transfers = self._transfers[choice] = self.memory.cycles(self.traffic(choice))
+        return self.memory.stall(cycles, transfers)
+
     def total(self, choice: Choice, cycles: Any) -> Any:
-        """Return the cycles of a run, or of an array of runs, with the wait for the memory."""
-        return cycles + self.memory.stall(cycles, self.traffic(choice))
+        """Return the cycles of a run, or of each of an array, with the wait for the memory."""
+        return cycles + self.stall(choice, cycles)
 
 
 def costs_of(program: Program, memory: Memory) -> tuple[LayerCost, ...]:
@@ -265,7 +276,14 @@ class Adaptive:
             return Choice(known.rest, keep=known.looks, watch=known.looks and has_state)
         if has_state:
             return Choice("temporal", keep=known.rhythm == "temporal")
-        return Choice(known.rest)
+        return Choice(known.rest, keep=bool(known.rates) or self._could_pay(self._costs[layer]))
+
+    def _could_pay(self, cost: LayerCost) -> bool:
+        """Whether temporal runs could be worth their state, for any inputs."""
+        means = _means(
+            cost, {"temporal": cost.floor, self._rest[0]: cost.ceiling}, self._rest[0]
+        )
+        return min(means, key=lambda rhythm: means[rhythm]) != "rest"
 
     def observe(self, layer: int, seen: Observation) -> None:
         """Take note of what a run took."""
@@ -277,20 +295,16 @@ class Adaptive:
             known.rate = seen.cycles / own
         known.rates[seen.mode] = known.rate
 
-        def total(mode: ModeName, keep: bool) -> float:
+        cycles: dict[ModeName, int] = {}
+        for mode in (*self._rest, "temporal"):
             # Without a count, the best that it could be.
-            cycles = round(known.rates.get(mode, known.rate) * seen.digits.get(mode, 0))
-            cycles = seen.cycles if mode == seen.mode else max(cycles, cost.floor)
-            return cost.total(Choice(mode, keep), cycles)
-
-        rest = min(self._rest, key=lambda mode: total(mode, keep=False))
-        if total(rest, keep=False) < (1 - self._margin) * total(known.rest, keep=False):
+            guess = round(known.rates.get(mode, known.rate) * seen.digits.get(mode, 0))
+            cycles[mode] = seen.cycles if mode == seen.mode else max(guess, cost.floor)
+        at_rest = {mode: cost.total(Choice(mode, keep=False), cycles[mode]) for mode in self._rest}
+        rest = min(self._rest, key=lambda mode: at_rest[mode])
+        if at_rest[rest] < (1 - self._margin) * at_rest[known.rest]:
             known.rest = rest
-        means: dict[Rhythm, float] = {
-            "temporal": total("temporal", keep=True),
-            "rest": total(known.rest, keep=False),
-            "alternate": (total(known.rest, keep=True) + total("temporal", keep=False)) / 2,
-        }
+        means = _means(cost, cycles, known.rest)
         best = min(means, key=lambda rhythm: means[rhythm])
         if has_looked or is_first:
             if means[best] < (1 - self._margin) * means[known.rhythm]:
@@ -306,6 +320,21 @@ class Adaptive:
         else:
             known.wait -= 1
         known.looks = known.wait <= 0 and best != "rest"
+
+
+def _means(
+    cost: LayerCost, cycles: Mapping[ModeName, int], rest: ModeName
+) -> dict[Rhythm, float]:
+    """Return the cycles of a run in each rhythm, waits included, from those of the array."""
+
+    def total(mode: ModeName, keep: bool) -> float:
+        return cost.total(Choice(mode, keep), cycles[mode])
+
+    return {
+        "temporal": total("temporal", keep=True),
+        "rest": total(rest, keep=False),
+        "alternate": (total(rest, keep=True) + total("temporal", keep=False)) / 2,
+    }
 
 
 class Planned:

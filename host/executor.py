@@ -189,7 +189,8 @@ class Executor:
         self._references[index] = q if choice.keep else None
 
         lowered = placement.lowered
-        work, dense = lowered.deltas(deltas[choice.mode]), lowered.deltas(deltas["dense"])
+        deltas = {name: lowered.deltas(own) for name, own in deltas.items()}
+        work, dense = deltas[choice.mode], deltas["dense"]
         positions = placement.bands[-1].outputs.stop
         accumulators = np.empty((positions, lowered.layer.outputs), np.int64)
         counters = Counters()
@@ -204,10 +205,13 @@ class Executor:
             else:
                 dense_cycles += self._model_device.count(band.entry, dense[band.inputs]).cycles
         config, cost = self.program.config, self.costs[index]
-        digits = {name: int(count_items(own, config).sum()) for name, own in deltas.items()}
+        digits = {
+            name: sum(count_items(own[band.inputs], config) for band in placement.bands)
+            for name, own in deltas.items()
+        }
         self._policy.observe(index, Observation(choice.mode, counters.cycles, digits))
         traffic = cost.traffic(choice)
-        stall = cost.memory.stall(counters.cycles, traffic)
+        stall = cost.stall(choice, counters.cycles)
         counted = (counters, dense_cycles, products, digits, traffic, stall)
         self.runs.append(LayerRun(self._step, index, mode, *counted))
         return layer.dequantize(lowered.outputs(accumulators), x.shape)

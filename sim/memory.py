@@ -99,21 +99,21 @@ class Memory:
         moved = [count for name, count in traffic._asdict().items() if name in self.holds]
         return sum(-(-count // self.burst) for count in moved) * self.burst_cycles
 
-    def stall(self, compute: Cycles, traffic: Traffic) -> Cycles:
+    def stall(self, compute: Cycles, transfers: int) -> Cycles:
         """Return the cycles of a run in which the array waits for the memory.
 
         Parameters
         ----------
         compute
             Cycles of the run without a wait; or an array of them.
-        traffic
-            What the run moves.
+        transfers
+            Cycles that the run's transfers take, as from :meth:`cycles`.
         """
-        transfers = self.cycles(traffic)
         if not transfers:
             return compute * 0
-        wait = np.maximum(transfers - compute, self.burst_cycles)
-        return int(wait) if isinstance(compute, int) else wait
+        if isinstance(compute, int):
+            return max(transfers - compute, self.burst_cycles)
+        return np.maximum(transfers - compute, self.burst_cycles)
 
 
 MEMORIES = {

@@ -1,9 +1,9 @@
 """Spatial differences: the specification of a mode that the gateware does not have yet.
 
 The accumulators stay in their register from one output position to the next of the same line, and
-a run adds ``W * d`` with ``d`` the difference of the inputs from those ``distance`` columns before.
-A line begins with a dense position, so no state is needed, and none is left. Where a window reaches
-beyond the image, the difference is that from the zeros there.
+a run adds ``W * d`` with ``d`` the difference of the inputs from those under the window before. A
+line begins with a dense position, so no state is needed, and none is left. Where a window reaches
+beyond the image, there are zeros to take differences from.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["spatial"]
 
 def spatial(
     values: NDArray[Any], entry: dict[str, int]
-) -> tuple[NDArray[Any], NDArray[np.int64], int]:
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the deltas of a spatial run, and which of them each output position reads.
 
     Parameters
@@ -29,19 +29,15 @@ def spatial(
     Returns
     -------
     deltas : array of shape (..., count, channels)
-        The inputs themselves, for the first position of each line; then the differences; then a
-        zero.
+        The inputs themselves, for the first position of each line; as many differences; a zero.
     index : array of shape (output positions, taps)
-        The deltas that each output position reads.
-    distance : int
-        Columns between output positions that follow each other in a line. A cluster computes every
-        ``split``-th of an image's line; the first ``distance`` positions of a line are dense.
+        The deltas that each output position reads. A cluster computes every ``split``-th position
+        of an image's line, so the first ``split`` positions of a line are dense.
     """
     height, width = entry["in_height"], entry["in_width"]
     out_height, out_width = entry["out_height"], entry["out_width"]
     kernel_height, kernel_width = entry["kernel_height"], entry["kernel_width"]
-    distance = entry["split"]
-    shift = distance * entry["stride_x"]
+    shift = entry["split"] * entry["stride_x"]
 
     x = np.arange(out_width)[:, None] * entry["stride_x"] - entry["pad_left"]
     x = x + np.arange(kernel_width)[None, :] * entry["dilation_x"]
@@ -64,7 +60,7 @@ def spatial(
 
     inside = ((y >= 0) & (y < height))[:, None, :, None]
     at = y[:, None, :, None] * wide + (x + left)[None, :, None, :]
-    first = np.arange(out_width) < distance
+    first = np.arange(out_width) < entry["split"]
     at = np.where(first[None, :, None, None], at, at + height * wide)
     index = np.where(inside, at, 2 * height * wide)
-    return deltas, index.reshape(out_height * out_width, kernel_height * kernel_width), distance
+    return deltas, index.reshape(out_height * out_width, kernel_height * kernel_width)
