@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host.cli_policy import add_policy, memory_of, monitored
+from ditto.host import cli_policy
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_analyze,
         _add_denoise,
         _add_bench,
+        cli_policy.add,
         _add_generate,
         _add_identify,
     ):
@@ -237,7 +238,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="X",
         help="fresh noise in each step: 0 is DDIM, 1 is DDPM (default: 0)",
     )
-    add_policy(parser)
+    cli_policy.add_policy(parser)
     add(
         "--tau",
         type=_natural,
@@ -796,7 +797,7 @@ def _denoise(options: argparse.Namespace) -> int:
     sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
     program = Program(model.layers, model.shapes(), config)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
-    memory = memory_of(options)
+    memory = cli_policy.memory_of(options)
     if options.policy == "oracle":
         policy = foresee(model, program, sampler, seed=options.seed, memory=memory)
     else:
@@ -819,7 +820,7 @@ def _denoise(options: argparse.Namespace) -> int:
             tau=options.tau,
             policy=policy,
             memory=memory,
-            on_step=monitored(stack, options, program, on_step),
+            on_step=cli_policy.monitored(stack, options, program, on_step),
         )
         facts = report(
             drawing,

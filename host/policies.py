@@ -4,6 +4,7 @@ A model's samples are drawn once; what each layer takes in each mode is counted 
 model. The policies are then replayed on these counts, and see no more of them than a device shows.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,14 @@ from ditto.host.defo import (
     RunTime,
     plan,
 )
+from ditto.host.flow import FlowGraph, traffic
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Placement, Program
 from ditto.host.samplers import Schedule
 from ditto.host.trace import Step, Traced
 from ditto.sim.memory import Memory, Traffic
 
-__all__ = ["PLAYERS", "SIMULATED", "Recording", "compare", "record", "replay"]
+__all__ = ["PLAYERS", "SIMULATED", "Recording", "compare", "record", "replay", "saved"]
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -218,6 +220,48 @@ SIMULATED: dict[str, _Player] = {
     "oracle+": lambda recording, costs: _oracle(recording, costs, MODES),
 }
 """Policies with spatial runs, which the gateware does not have yet."""
+
+
+def saved(proto: onnx.ModelProto, model: Model, config: Config) -> dict[str, Any]:
+    """Return what the static pass over a model's graph saves, as plain values for JSON.
+
+    Parameters
+    ----------
+    proto, model
+        The model as read from its file, and imported.
+    config
+        Gives the width of an accumulator.
+
+    Returns
+    -------
+    dict
+        ``tensors``: how many quantized tensors there are, and how many of them are shared by
+        several layers, moved, recomputed or forwarded, see :mod:`ditto.host.flow`; ``unsummed``:
+        layers whose sum the published scheme would not need; ``traffic``: bytes of a step without
+        differences and, as ratios to them, of temporal steps.
+    """
+    traced, flows = Traced(proto, model), FlowGraph(proto)
+    readers = Counter(index for product in traced.products for index in product.operands)
+    own = [flows.tensors[t.name] for t in traced.tensors if t.name in flows.tensors]
+    moved = traffic(
+        flows,
+        traced.products,
+        traced.tensors,
+        accumulator_bytes=-(-config.accumulator_bits // 8),
+    )
+    plain = moved.pop("plain").total
+    return {
+        "layers": len(traced.products),
+        "tensors": {
+            "all": len(traced.tensors),
+            "shared": sum(count > 1 for count in readers.values()),
+            "moved": sum(bool(flow.moved) for flow in own),
+            "recomputed": sum(bool(flow.recomputed) for flow in own),
+            "forwarded": sum(bool(flow.forwarded) for flow in own),
+        },
+        "unsummed": sum(product.output in flows.unsummed for product in traced.products),
+        "traffic": {"plain": plain} | {k: own.total / plain for k, own in moved.items()},
+    }
 
 
 def compare(recording: Recording, memory: Memory) -> dict[str, dict[str, Any]]:
