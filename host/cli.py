@@ -783,8 +783,9 @@ def _denoise(options: argparse.Namespace) -> int:
         raise UsageError("--policy oracle foresees exact samples only, not those with --tau")
     if options.board not in BOARDS:
         raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
-    if options.json and options.json.absolute() == options.output.absolute():
-        raise UsageError("the image and the JSON file cannot be the same file")
+    given = [path for path in (options.output, options.json, options.monitor) if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise UsageError("image, JSON file and monitor's lines cannot be the same file")
     path = options.model or _demo_model()
     model = Model.load(path)
     shape, _ = inputs_of(model)
@@ -934,10 +935,10 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     modes = ", ".join(f"{100 * n / runs:.1f} % {mode}" for mode, n in total["modes"].items())
     print(f"runs: {modes}")
     if facts["memory_model"]["holds"]:
-        stall = total["stall_memory"] / count
         print(
-            f"memory {facts['memory_model']['name']}: {stall:,.0f} cycles of a step wait for it, beside "
-            f"{total['cycles_per_step']:,.0f} of the array (a model, not a measurement)"
+            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / count:,.0f} cycles "
+            f"of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a model, "
+            "not a measurement)"
         )
     seconds = facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")

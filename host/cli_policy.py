@@ -175,9 +175,7 @@ def _policies(options: argparse.Namespace) -> int:
             name = re.sub(r"(\.int8)?\.onnx$", "", path.name)
             scales = model.metadata.get("ditto.scales", "not said in the file")
             facts["models"].append({"model": name, "scales": scales} | saved(proto, model, config))
-            cli._check_steps(
-                max(options.steps), Schedule.from_metadata(model.metadata).train_steps
-            )
+            cli._check_steps(max(options.steps), Schedule.from_metadata(model.metadata).train_steps)
             for setting in settings:
                 recording = record(
                     proto,

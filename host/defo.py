@@ -280,9 +280,7 @@ class Adaptive:
 
     def _could_pay(self, cost: LayerCost) -> bool:
         """Whether temporal runs could be worth their state, for any inputs."""
-        means = _means(
-            cost, {"temporal": cost.floor, self._rest[0]: cost.ceiling}, self._rest[0]
-        )
+        means = _means(cost, {"temporal": cost.floor, self._rest[0]: cost.ceiling}, self._rest[0])
         return min(means, key=lambda rhythm: means[rhythm]) != "rest"
 
     def observe(self, layer: int, seen: Observation) -> None:
@@ -312,7 +310,7 @@ class Adaptive:
         if known.rhythm != "rest":
             return
         looking = Choice(known.rest, keep=True, watch=True)
-        if cost.total(looking, seen.cycles) == means["rest"]:
+        if cost.total(looking, cycles[known.rest]) == means["rest"]:
             known.looks = True
             return
         if has_looked:
@@ -322,9 +320,7 @@ class Adaptive:
         known.looks = known.wait <= 0 and best != "rest"
 
 
-def _means(
-    cost: LayerCost, cycles: Mapping[ModeName, int], rest: ModeName
-) -> dict[Rhythm, float]:
+def _means(cost: LayerCost, cycles: Mapping[ModeName, int], rest: ModeName) -> dict[Rhythm, float]:
     """Return the cycles of a run in each rhythm, waits included, from those of the array."""
 
     def total(mode: ModeName, keep: bool) -> float:

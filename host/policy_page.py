@@ -48,10 +48,9 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]], texts: int = 2) -
     return ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
 
 
-def _cycles(
-    runs: Sequence[Mapping[str, Any]], names: Sequence[str], oracle: str
-) -> list[str]:
+def _cycles(runs: Sequence[Mapping[str, Any]], names: Sequence[str], oracle: str) -> list[str]:
     """Return cycles of array + waits for the memory, in % of those of dense runs."""
+    chosen = [name for name in names if name not in ("temporal", "spatial", oracle)]
 
     def rows() -> Iterator[Sequence[str]]:
         for run in runs:
@@ -61,7 +60,9 @@ def _cycles(
             for name in names:
                 own = policies[name]
                 array, wait = (100 * own[part] / dense for part in ("cycles", "stall_memory"))
-                cells.append(f"{array:.1f} + {wait:.1f}" if run["memory"] != "chip" else f"{array:.1f}")
+                cells.append(
+                    f"{array:.1f} + {wait:.1f}" if run["memory"] != "chip" else f"{array:.1f}"
+                )
             chosen = [name for name in names if name not in ("temporal", "spatial", oracle)]
             for name in chosen:
                 own = policies[name]
@@ -69,21 +70,20 @@ def _cycles(
             first = [run["model"], run["sampler"], f"{dense:,.0f}"]
             yield [*first, *cells]
 
-    chosen = [name for name in names if name not in ("temporal", "spatial", oracle)]
     heads = [f"{name} %" for name in names] + [f"{name} : {oracle}, same mode" for name in chosen]
     return _table(["model", "sampler", "dense, cycles", *heads], rows())
 
 
 def _summary(runs: Sequence[Mapping[str, Any]], name: str, oracle: str) -> list[str]:
-    own = [run["policies"][name] for run in runs]
-    defo = [run["policies"]["defo"] for run in runs]
-    stochastic = [run["policies"] for run in runs if run["eta"] == 1]
+    def worst(policy: str, against: str) -> str:
+        return f"{max(run['policies'][policy][against] for run in runs):.3f}"
+
     lines = [
-        f"{name} takes at most {max(one['to_oracle'] for one in own):.3f} times the cycles of the "
-        f"{oracle}, and at most {max(one['to_fixed'] for one in own):.3f} times those of the better "
-        f"fixed mode; defo {max(one['to_oracle'] for one in defo):.3f} and "
-        f"{max(one['to_fixed'] for one in defo):.3f}."
+        f"{name} takes at most {worst(name, 'to_oracle')} times the cycles of the {oracle}, and at "
+        f"most {worst(name, 'to_fixed')} times those of the better fixed mode; defo "
+        f"{worst('defo', 'to_oracle')} and {worst('defo', 'to_fixed')}."
     ]
+    stochastic = [run["policies"] for run in runs if run["eta"] == 1]
     if stochastic:
         gains = [p["defo"]["to_oracle"] / p[name]["to_oracle"] for p in stochastic]
         lines.append(

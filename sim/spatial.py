@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["spatial"]
 
 
-def spatial(
-    values: NDArray[Any], entry: dict[str, int]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def spatial(values: NDArray[Any], entry: dict[str, int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the deltas of a spatial run, and which of them each output position reads.
 
     Parameters

@@ -119,7 +119,11 @@ def test_quiet(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["MODEL", "--eta", "7"], 2, r"argument --eta: '7' is not a number in 0\.\.1"),
         (["MODEL", "--lanes", "many"], 2, "argument --lanes: invalid int value: 'many'"),
         (["MODEL", "--multiplier", "x"], 2, "argument --multiplier: invalid choice: 'x'"),
-        (["MODEL", "--json", "OUTPUT"], 2, "the image and the JSON file cannot be the same file"),
+        (
+            ["MODEL", "--json", "OUTPUT"],
+            2,
+            "image, JSON file and monitor.s lines cannot be the same",
+        ),
     ],
 )
 def test_bad_input(
