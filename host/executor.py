@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Counters, Mode
 from ditto.host.costs import count_items
-from ditto.host.defo import Fixed, Observation, Policy, costs_of
+from ditto.host.defo import Fixed, ModeName, Observation, Policy, costs_of
 from ditto.host.device import Accelerator
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Band, Placement, Program
@@ -62,7 +62,7 @@ class LayerRun(NamedTuple):
     #: Products of a nonzero digit with a weight of a real output channel.
     products: int
     #: Nonzero digits of the input in each mode in which they could be counted.
-    digits: Mapping[str, int] = MappingProxyType({})
+    digits: Mapping[ModeName, int] = MappingProxyType({})
     #: What the run moves between the buffers and what is behind them.
     traffic: Traffic = Traffic()
     #: Cycles in which the array waits for the memory, by the model of :mod:`ditto.sim.memory`.
@@ -177,15 +177,15 @@ class Executor:
         q = layer.quantize(x)
         reference = self._references[index]
         choice = self._policy.choose(index, reference is not None)
-        mode = Mode[choice.mode.upper()]
-        deltas = {"dense": q - layer.zero_point}
-        if reference is not None and (mode is Mode.TEMPORAL or choice.watch):
+        deltas: dict[ModeName, NDArray[np.int64]] = {"dense": q - layer.zero_point}
+        if reference is not None and (choice.mode == "temporal" or choice.watch):
             change = q - reference
             deltas["temporal"] = np.where(np.abs(change) > self.tau, change, 0)
+            if choice.mode == "temporal":
+                q = reference + deltas["temporal"]
         if choice.mode not in deltas:
             raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
-        if mode is Mode.TEMPORAL:
-            q = deltas["temporal"] + reference
+        mode = Mode[choice.mode.upper()]
         self._references[index] = q if choice.keep else None
 
         lowered = placement.lowered
@@ -205,7 +205,7 @@ class Executor:
             else:
                 dense_cycles += self._model_device.count(band.entry, dense[band.inputs]).cycles
         config, cost = self.program.config, self.costs[index]
-        digits = {
+        digits: dict[ModeName, int] = {
             name: sum(count_items(own[band.inputs], config) for band in placement.bands)
             for name, own in deltas.items()
         }

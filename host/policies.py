@@ -109,11 +109,11 @@ def record(
                 tensor = operand[placement.layer.name]
                 zero = np.int16(traced.tensors[tensor].zero_point)
                 now = step.values[tensor].astype(np.int16) - zero
-                change = now
+                deltas: dict[ModeName, NDArray[np.int16]] = {"dense": now, "temporal": now}
                 if step.before is not None:
-                    change = now - (step.before[tensor].astype(np.int16) - zero)
-                for mode, deltas in (("dense", now), ("temporal", change)):
-                    found[mode][:, index, step.step, at] = counter.count(deltas)
+                    deltas["temporal"] = now - (step.before[tensor].astype(np.int16) - zero)
+                for mode, values in deltas.items():
+                    found[mode][:, index, step.step, at] = counter.count(values)
                 found["spatial"][:, index, step.step, at] = counter.spatial(now)
             if on_progress is not None:
                 done = own.start * setting.steps + (step.step + 1) * len(own)
@@ -122,7 +122,8 @@ def record(
         schedule = Schedule.from_metadata(model.metadata)
         sampler = setting.make(schedule)
         traced.run(sampler, own, seed=seed, classes=schedule.classes, on_step=on_step)
-    cycles, digits = ({mode: found[mode][part] for mode in MODES} for part in (0, 1))
+    cycles: dict[ModeName, NDArray[np.int64]] = {mode: found[mode][0] for mode in MODES}
+    digits: dict[ModeName, NDArray[np.int64]] = {mode: found[mode][1] for mode in MODES}
     return Recording(placements, fitted, cycles, digits)
 
 
@@ -171,7 +172,7 @@ def replay(
                     raise ValueError(f"layer {layer} holds no state in step {step}")
                 cycles = int(recording.cycles[choice.mode][at])
                 is_counted = has_state and (choice.mode == "temporal" or choice.watch)
-                digits = {
+                digits: dict[ModeName, int] = {
                     mode: int(counts[at])
                     for mode, counts in recording.digits.items()
                     if mode != "temporal" or is_counted

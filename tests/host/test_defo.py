@@ -51,7 +51,9 @@ def play(
         choice = policy.choose(0, has_state)
         assert has_state or choice.mode != "temporal"
         is_counted = has_state and (choice.mode == "temporal" or choice.watch)
-        seen = {m: own[step] for m, own in digits.items() if m != "temporal" or is_counted}
+        seen: dict[ModeName, int] = {
+            mode: own[step] for mode, own in digits.items() if mode != "temporal" or is_counted
+        }
         policy.observe(0, Observation(choice.mode, cycles[choice.mode][step], seen))
         total += cost.total(choice, cycles[choice.mode][step])
         choices.append(choice)
