@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.host.costs import LayerCosts
+from ditto.host.costs import LayerCosts, count_items
 from ditto.host.program import Placement, Program
 from ditto.sim.memory import Memory, Traffic
 
@@ -29,6 +29,7 @@ __all__ = [
     "Policy",
     "RunTime",
     "costs_of",
+    "count_digits",
     "plan",
     "policy_of",
 ]
@@ -140,6 +141,29 @@ class LayerCost:
     def total(self, choice: Choice, cycles: Any) -> Any:
         """Return the cycles of a run, or of each of an array, with the wait for the memory."""
         return cycles + self.stall(choice, cycles)
+
+
+def count_digits(
+    placement: Placement, config: Config, deltas: Mapping[ModeName, NDArray[np.int64]]
+) -> dict[ModeName, int]:
+    """Return the nonzero digits of a layer's input in each mode, as the device's encoder gets them.
+
+    The host, which has the inputs and the references, counts them for all modes; the device counts
+    those of the mode that it runs.
+
+    Parameters
+    ----------
+    placement
+        The layer on the device.
+    config
+        The device.
+    deltas
+        For each mode, of shape (positions, channels), as the device gets them.
+    """
+    return {
+        mode: sum(count_items(own[band.inputs], config) for band in placement.bands)
+        for mode, own in deltas.items()
+    }
 
 
 def costs_of(program: Program, memory: Memory) -> tuple[LayerCost, ...]:

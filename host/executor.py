@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Counters, Mode
-from ditto.host.costs import count_items
-from ditto.host.defo import Fixed, ModeName, Observation, Policy, costs_of
+from ditto.host.defo import Fixed, ModeName, Observation, Policy, costs_of, count_digits
 from ditto.host.device import Accelerator
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Band, Placement, Program
@@ -204,11 +203,8 @@ class Executor:
                 dense_cycles += counts.cycles
             else:
                 dense_cycles += self._model_device.count(band.entry, dense[band.inputs]).cycles
-        config, cost = self.program.config, self.costs[index]
-        digits: dict[ModeName, int] = {
-            name: sum(count_items(own[band.inputs], config) for band in placement.bands)
-            for name, own in deltas.items()
-        }
+        digits = count_digits(placement, self.program.config, deltas)
+        cost = self.costs[index]
         self._policy.observe(index, Observation(choice.mode, counters.cycles, digits))
         traffic = cost.traffic(choice)
         stall = cost.stall(choice, counters.cycles)
