@@ -113,8 +113,9 @@ class LayerCost:
         self._accumulators = self._outputs * -(-config.accumulator_bits // 8)
         self._weights = layer.weights.size * -(-config.weight_bits // 8)
         full = sum(1 << shift * config.digit_bits for shift in range(config.shifts))
-        extremes = np.array([0, full], np.int16).reshape(2, *(1 for _ in placement.shape[1:]))
-        inputs = np.broadcast_to(extremes, (2, *placement.shape[1:]))
+        own = placement.shape[1:] if layer.kind == "conv" else placement.shape
+        extremes = np.array([0, full], np.int16).reshape(2, *(1 for _ in own))
+        inputs = np.broadcast_to(extremes, (2, *own))
         self.floor, self.ceiling = LayerCosts(placement, config).cycles(inputs).tolist()
         self._transfers: dict[Choice, int] = {}
 

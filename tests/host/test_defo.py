@@ -1,5 +1,6 @@
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import onnx
@@ -84,6 +85,19 @@ def test_traffic_of_a_run(denoiser_proto: onnx.ModelProto) -> None:
     assert cost.total(Choice("dense"), 10) == max(transfers, 10 + SLOW.burst_cycles)
     assert cost.total(Choice("dense", keep=False), 10) == 10
     assert 0 < cost.floor < cost.ceiling
+
+
+def test_tokens_without_a_batch(make_graph: Any) -> None:
+    g = make_graph()
+    x = g.quantized(g.input("sample", [1, 7]))
+    x = g.node("Reshape", x, g.constant([7, 1]))
+    x = g.node("Mul", x, g.constant(np.ones((1, 5)), np.float32))
+    weights = g.weights(np.ones((5, 3), np.int8), np.ones(3), axis=1)
+    proto = g.model(g.node("MatMul", g.quantized(x), weights))
+    (cost,) = costs(proto, SLOW)
+    assert cost.traffic(Choice("dense", keep=False)) == Traffic(inputs=35, weights=15, outputs=21)
+    # Seven rows on three clusters take more than one does.
+    assert cost.ceiling > cost.floor > 2
 
 
 def test_fixed(denoiser_proto: onnx.ModelProto) -> None:
