@@ -17,18 +17,29 @@ def page(facts: Mapping[str, Any]) -> str:
     facts
         What ``ditto policies`` writes as JSON.
     """
-    lines = [f"`{facts['command']}`", ""]
+    count = facts["samples"]
+    lines = [
+        "# Policies compared",
+        "",
+        f"`{facts['command']}`",
+        "",
+        f"Means over {count} image{'s' * (count > 1)}. Cycles are those of the array + waits for the "
+        "memory, in % of all cycles of dense runs. Then, for each policy that chooses: its cycles as "
+        "ratio to those of the oracle of the same modes, and the share of runs after the first step "
+        "in the mode that the oracle gives them.",
+        "",
+    ]
     for memory in facts["memories"]:
         runs = [run for run in facts["runs"] if run["memory"] == memory["name"]]
-        lines += [f"### Memory {memory['name']}", "", _described(memory), ""]
+        lines += [f"## Memory {memory['name']}", "", _described(memory), ""]
         lines += _cycles(runs, _KNOWN, "oracle")
         lines += ["", *_summary(runs, "adaptive", "oracle"), ""]
         lines += ["With spatial runs (simulated, not in the gateware):", ""]
         lines += _cycles(runs, _SIMULATED, "oracle+")
         lines += [""]
-    lines += ["### Traffic", "", "Bytes of a step, as ratio to dense runs.", ""]
+    lines += ["## Traffic", "", "Bytes of a step, as ratio to dense runs.", ""]
     lines += _traffic(facts["runs"], [memory["name"] for memory in facts["memories"]])
-    lines += ["", "### Static pass", ""]
+    lines += ["", "## Static pass", ""]
     lines += _static(facts["models"])
     return "\n".join(lines) + "\n"
 
