@@ -23,10 +23,10 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         f"`{facts['command']}`",
         "",
-        f"Means over {count} image{'s' * (count > 1)}. Cycles are those of the array + waits for the "
-        "memory, in % of all cycles of dense runs. Then, for each policy that chooses: its cycles as "
-        "ratio to those of the oracle of the same modes, and the share of runs after the first step "
-        "in the mode that the oracle gives them.",
+        f"Means over {count} image{'s' * (count > 1)}. Cycles are those of the array + waits for "
+        "the memory, in % of all cycles of dense runs. Then, for each policy that chooses: its "
+        "cycles as ratio to those of the oracle of the same modes, and the share of runs after the "
+        "first step in the mode that the oracle gives them.",
         "",
     ]
     for memory in facts["memories"]:
