@@ -173,19 +173,17 @@ def costs_of(program: Program, memory: Memory) -> tuple[LayerCost, ...]:
 
 
 class Fixed:
-    """The same mode in every step, but for the first, which has no state.
+    """The same mode in every step.
 
     Parameters
     ----------
     mode
-        The mode.
-    first
-        The mode of a run without state.
+        The mode. Temporal runs begin with a dense one.
     """
 
-    def __init__(self, mode: ModeName, first: ModeName = "dense") -> None:
+    def __init__(self, mode: ModeName) -> None:
         self._choice = Choice(mode, keep=mode == "temporal")
-        self._first = self._choice if mode != "temporal" else Choice(first)
+        self._first = self._choice if mode != "temporal" else Choice("dense")
 
     def choose(self, layer: int, has_state: bool) -> Choice:
         """Choose before a run."""
@@ -235,7 +233,7 @@ class RunTime:
         self._decided[layer] = temporal if pays else self._rest
 
 
-Rhythm = Literal["temporal", "rest", "alternate"]
+_Rhythm = Literal["temporal", "rest", "alternate"]
 """All runs temporal; none; or every second one: a long run has time to write the state that a
 short one reads, and the short one leaves none."""
 
@@ -249,7 +247,7 @@ class _Adapting:
     pause: int
     #: The mode of runs that are not temporal.
     rest: ModeName
-    rhythm: Rhythm = "temporal"
+    rhythm: _Rhythm = "temporal"
     #: Cycles for a digit, as measured in the last run of each mode; and in any mode.
     rates: dict[ModeName, float] = field(default_factory=dict)
     rate: float = 0.0
@@ -345,7 +343,7 @@ class Adaptive:
         known.looks = known.wait <= 0 and best != "rest"
 
 
-def _means(cost: LayerCost, cycles: Mapping[ModeName, int], rest: ModeName) -> dict[Rhythm, float]:
+def _means(cost: LayerCost, cycles: Mapping[ModeName, int], rest: ModeName) -> dict[_Rhythm, float]:
     """Return the cycles of a run in each rhythm, waits included, from those of the array."""
 
     def total(mode: ModeName, keep: bool) -> float:

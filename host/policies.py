@@ -18,16 +18,18 @@ from ditto.host.analysis import Setting
 from ditto.host.bench import fitting
 from ditto.host.costs import LayerCosts
 from ditto.host.defo import (
+    POLICIES,
     Adaptive,
     Choice,
     Fixed,
     LayerCost,
+    MakePolicy,
     ModeName,
     Observation,
     Planned,
-    Policy,
     RunTime,
     plan,
+    policy_of,
 )
 from ditto.host.flow import FlowGraph, traffic
 from ditto.host.model import Model, ModelError
@@ -36,11 +38,14 @@ from ditto.host.samplers import Schedule
 from ditto.host.trace import Step, Traced
 from ditto.sim.memory import Memory, Traffic
 
-__all__ = ["PLAYERS", "SIMULATED", "Recording", "compare", "record", "replay", "saved"]
+__all__ = ["SIMULATED", "Recording", "Replay", "compare", "player", "record", "replay", "saved"]
 
 OnProgress = Callable[[int, int, str], None]
 
 MODES: tuple[ModeName, ...] = ("dense", "temporal", "spatial")
+
+SIMULATED = ("spatial", "defo+", "adaptive+", "oracle+")
+"""Policies with spatial runs, which the gateware does not have yet."""
 
 
 @dataclass
@@ -142,9 +147,7 @@ class Replay:
         return int(self.cycles.sum() + self.stalls.sum())
 
 
-def replay(
-    recording: Recording, costs: Sequence[LayerCost], make: Callable[[int], Policy]
-) -> Replay:
+def replay(recording: Recording, costs: Sequence[LayerCost], make: MakePolicy) -> Replay:
     """Let a policy choose, and count what its choices take.
 
     Parameters
@@ -191,8 +194,8 @@ def replay(
 
 def _oracle(
     recording: Recording, costs: Sequence[LayerCost], modes: Sequence[ModeName]
-) -> Callable[[int], Policy]:
-    def make(sample: int) -> Policy:
+) -> MakePolicy:
+    def make(sample: int) -> Planned:
         return Planned(
             [
                 plan(cost, {mode: recording.cycles[mode][layer, :, sample] for mode in modes})
@@ -203,24 +206,27 @@ def _oracle(
     return make
 
 
-_Player = Callable[[Recording, Sequence[LayerCost]], Callable[[int], Policy]]
+def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakePolicy:
+    """Return what makes a policy for the samples of a recording.
 
-PLAYERS: dict[str, _Player] = {
-    "dense": lambda recording, costs: lambda sample: Fixed("dense"),
-    "temporal": lambda recording, costs: lambda sample: Fixed("temporal"),
-    "defo": lambda recording, costs: lambda sample: RunTime(costs),
-    "adaptive": lambda recording, costs: lambda sample: Adaptive(costs),
-    "oracle": lambda recording, costs: _oracle(recording, costs, ("dense", "temporal")),
-}
-"""Policies with the modes that the gateware has."""
-
-SIMULATED: dict[str, _Player] = {
-    "spatial": lambda recording, costs: lambda sample: Fixed("spatial"),
-    "defo+": lambda recording, costs: lambda sample: RunTime(costs, "spatial"),
-    "adaptive+": lambda recording, costs: lambda sample: Adaptive(costs, ("dense", "spatial")),
-    "oracle+": lambda recording, costs: _oracle(recording, costs, MODES),
-}
-"""Policies with spatial runs, which the gateware does not have yet."""
+    Parameters
+    ----------
+    name
+        One of :data:`ditto.host.defo.POLICIES` or :data:`SIMULATED`.
+    recording, costs
+        As for :func:`replay`.
+    """
+    if name == "oracle":
+        return _oracle(recording, costs, ("dense", "temporal"))
+    if name == "oracle+":
+        return _oracle(recording, costs, MODES)
+    if name == "spatial":
+        return lambda sample: Fixed("spatial")
+    if name == "defo+":
+        return lambda sample: RunTime(costs, "spatial")
+    if name == "adaptive+":
+        return lambda sample: Adaptive(costs, ("dense", "spatial"))
+    return policy_of(name, costs)
 
 
 def saved(proto: onnx.ModelProto, model: Model, config: Config) -> dict[str, Any]:
@@ -286,8 +292,8 @@ def compare(recording: Recording, memory: Memory) -> dict[str, dict[str, Any]]:
     """
     costs = [LayerCost(placement, recording.config, memory) for placement in recording.placements]
     replays = {
-        name: replay(recording, costs, player(recording, costs))
-        for name, player in (PLAYERS | SIMULATED).items()
+        name: replay(recording, costs, player(name, recording, costs))
+        for name in (*POLICIES, *SIMULATED)
     }
     steps, samples = recording.cycles["dense"].shape[1:]
     count = steps * samples

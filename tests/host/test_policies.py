@@ -12,9 +12,9 @@ from ditto.hdl.protocol import Mode
 from ditto.host import cli
 from ditto.host.analysis import Setting
 from ditto.host.costs import LayerCosts, count_items
-from ditto.host.defo import costs_of, policy_of
+from ditto.host.defo import POLICIES, costs_of, policy_of
 from ditto.host.model import Model
-from ditto.host.policies import PLAYERS, SIMULATED, Recording, compare, record, replay, saved
+from ditto.host.policies import SIMULATED, Recording, compare, player, record, replay, saved
 from ditto.host.program import Program
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw, foresee
@@ -67,7 +67,7 @@ def test_a_replay_is_what_a_device_does(
         memory=behind,
         check=True,
     )
-    replayed = replay(recording, costs, PLAYERS[name](recording, costs))
+    replayed = replay(recording, costs, player(name, recording, costs))
     for sample, runs in enumerate(drawing.runs):
         for run in runs:
             at = run.layer, run.step, sample
@@ -113,7 +113,7 @@ def test_spatial_cycles_are_those_of_their_rows(
 @pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
 def test_comparison(recording: Recording, memory: Any) -> None:
     found = compare(recording, memory)
-    assert set(found) == set(PLAYERS) | set(SIMULATED)
+    assert set(found) == set(POLICIES) | set(SIMULATED)
     totals = {name: own["cycles"] + own["stall_memory"] for name, own in found.items()}
     for name, own in found.items():
         oracle = "oracle+" if own["simulated_mode"] else "oracle"
