@@ -47,8 +47,8 @@ class Setting(NamedTuple):
     steps: int
     eta: float = 0.0
     tau: int = 0
-    #: One of :data:`ditto.host.samplers.SAMPLERS`.
-    kind: str = "ddim"
+    #: One of :data:`ditto.host.samplers.SAMPLERS`, or a scheduler of diffusers.
+    kind: Any = "ddim"
 
     def make(self, schedule: Schedule) -> Sampler:
         """Make the sampler."""
@@ -180,6 +180,7 @@ def analyze(
     seed: int = 0,
     name: str = "model",
     exact: onnx.ModelProto | None = None,
+    extra: Mapping[str, NDArray[Any]] | None = None,
     onnxruntime: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
@@ -202,6 +203,8 @@ def analyze(
         How messages call the model.
     exact
         The float model, to compare images with.
+    extra
+        Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
     onnxruntime
         Whether to evaluate by onnxruntime; by default where it is installed.
     on_progress
@@ -214,13 +217,17 @@ def analyze(
     """
     model = Model(proto, name)
     schedule = Schedule.from_metadata(model.metadata)
-    traced = Traced(proto, model, onnxruntime=onnxruntime)
+    traced = Traced(proto, model, extra=extra, onnxruntime=onnxruntime)
     costs, device = _costs(model, traced, config)
     size = 2 * sum(math.prod(tensor.shape) for tensor in traced.tensors)
     batch = max(1, min(samples, 16, _BUDGET // size)) if traced.batch is None else 1
     chunks = [range(i, min(i + batch, samples)) for i in range(0, samples, batch)]
     plain = list(dict.fromkeys(setting._replace(tau=0) for setting in settings))
-    total = sum(s.steps for s in settings) + sum(s.steps for s in plain) * (exact is not None)
+    # Schedulers of second order look at the model twice in a step.
+    lengths = {setting: len(setting.make(schedule).timesteps) for setting in settings}
+    total = sum(lengths.values())
+    if exact is not None:
+        total += sum(len(setting.make(schedule).timesteps) for setting in plain)
     done = 0
 
     def advance(count: int, what: str) -> None:
@@ -232,7 +239,7 @@ def analyze(
     result = Analysis({})
     if exact is not None:
         predict = _exact(exact, model, onnxruntime)
-        shape, make = inputs_of(model)
+        shape, make = inputs_of(model, extra)
         for setting in plain:
             what = f"float, {setting.sampler}"
 
@@ -255,7 +262,7 @@ def analyze(
     runs = []
     for setting in settings:
         begun = time.monotonic()
-        statistics = _Statistics(traced, costs, setting.steps)
+        statistics = _Statistics(traced, costs, lengths[setting])
         what = setting.sampler + (f", tau {setting.tau}" if setting.tau else "")
 
         def on_step(step: Step, statistics: _Statistics = statistics, what: str = what) -> None:
@@ -414,11 +421,12 @@ def _run(
     if not counted.any():
         counted[:] = True
     weights = np.where(counted, macs, 0) / macs[counted].sum()
-    later = slice(1, None) if setting.steps > 1 else slice(None)
+    later = slice(1, None) if len(timesteps) > 1 else slice(None)
     every = {kind: later if kind == "temporal" else slice(None) for kind in KINDS}
     mean_bits = bits[:, :, later].mean(axis=2)
     best = mean_bits.argmin(axis=1)
-    run_bits = (bits[:, 0, 0] + mean_bits.min(axis=1) * (setting.steps - 1)) / setting.steps
+    rest = len(timesteps) - 1
+    run_bits = (bits[:, 0, 0] + mean_bits.min(axis=1) * rest) / (rest + 1)
 
     layers = []
     for i, reader in enumerate(products):
@@ -483,6 +491,7 @@ def _run(
     ]
     return {
         **setting._asdict(),
+        "kind": setting.kind if isinstance(setting.kind, str) else type(setting.kind).__name__,
         "sampler": setting.sampler,
         "means": means,
         "cycles": _total_cycles(statistics.cycles, products, placed, samples),

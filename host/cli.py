@@ -157,6 +157,7 @@ def _add_quantize(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="max",
         help="where a scale ends: the largest magnitude, or the 99.9th percentile (default: max)",
     )
+    _add_inputs(parser)
 
 
 def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -207,7 +208,18 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     add("--samples", type=_positive, default=16, metavar="N", help="images (default: 16)")
     add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    _add_inputs(parser)
     _add_config(parser)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="NPZ",
+        help="one array for each input of the model beyond sample, timestep and label, without the "
+        "batch, such as encoder_hidden_states",
+    )
 
 
 def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -466,11 +478,17 @@ def _quantize(options: argparse.Namespace) -> int:
 
     from ditto.host.output import OutputFile
     from ditto.host.quantize import METHODS, draw_calibration, load_calibration, quantize
+    from ditto.host.samplers import load_inputs
 
+    if options.calibration and options.inputs:
+        raise UsageError("--calibration holds all inputs of the model; --inputs goes without it")
     # The bar goes to standard error: onnxruntime prints to the other one, which is closed to it.
     with OutputFile(options.output) as output, _bar(Console(stderr=True), options.quiet) as bar:
         if options.calibration is None:
-            data = draw_calibration(options.model, lambda a, b: bar(a, b, "trajectories"))
+            extra = load_inputs(options.inputs) if options.inputs else None
+            data = draw_calibration(
+                options.model, lambda a, b: bar(a, b, "trajectories"), extra=extra
+            )
         else:
             data = load_calibration(options.calibration)
         result = quantize(
@@ -493,7 +511,7 @@ def _analyze(options: argparse.Namespace) -> int:
     from ditto.host.analysis import Setting, analyze
     from ditto.host.model import read
     from ditto.host.output import OutputFile
-    from ditto.host.samplers import Schedule
+    from ditto.host.samplers import Schedule, load_inputs
     from ditto.host.table import write_csv
 
     given = [path for path in (options.output, options.json, options.csv) if path is not None]
@@ -517,6 +535,7 @@ def _analyze(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 name=str(path),
                 exact=None if options.float is None else read(options.float),
+                extra=load_inputs(options.inputs) if options.inputs else None,
                 on_progress=bar,
             )
         facts = result.facts

@@ -18,7 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ditto.host.samplers import Schedule, inputs_of, sampler_of
+from ditto.host.model import ModelError
+from ditto.host.samplers import Schedule, inputs_of, load_inputs, sampler_of
 from ditto.host.trace import draw_batch, evaluator_of
 
 __all__ = [
@@ -56,12 +57,9 @@ def load_calibration(path: Path | str) -> dict[str, NDArray[Any]]:
         If it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise QuantizeError(f"cannot read calibration data {path}: no such file") from None
-    except Exception as error:  # a damaged archive can be wrong in any way
-        raise QuantizeError(f"{path} is not a usable .npz file: {error}") from error
+        return load_inputs(path)
+    except ModelError as error:
+        raise QuantizeError(f"the calibration data cannot be used: {error}") from None
 
 
 def draw_calibration(
@@ -71,6 +69,7 @@ def draw_calibration(
     samples: int = 8,
     steps: int = 50,
     seed: int = 1 << 20,
+    extra: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Draw calibration data with the float model: the inputs of all steps of some images.
 
@@ -88,6 +87,8 @@ def draw_calibration(
         Steps of an image.
     seed
         Seed of the noise; not one that images are likely to be compared with.
+    extra
+        Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
 
     Raises
     ------
@@ -95,7 +96,7 @@ def draw_calibration(
         If it is no such network.
     """
     proto = _load(source)
-    shape, make = inputs_of(_Described(str(source), _described(proto, source), proto))
+    shape, make = inputs_of(_Described(str(source), _described(proto, source), proto), extra)
     evaluator = evaluator_of(proto)
     schedule = Schedule.from_metadata({entry.key: entry.value for entry in proto.metadata_props})
     names = ("euler",) if schedule.prediction == "flow" else ("ddim", "ddpm")

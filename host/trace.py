@@ -5,6 +5,7 @@ otherwise, with the quantized inputs of its convolutions and matrix products as 
 Nothing but the latest step is kept.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,8 @@ class Traced:
         The model as read from its file.
     model
         The same, imported.
+    extra
+        Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
     onnxruntime
         Whether to evaluate by onnxruntime; by default where it is installed.
 
@@ -215,10 +218,15 @@ class Traced:
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, model: Model, *, onnxruntime: bool | None = None
+        self,
+        proto: onnx.ModelProto,
+        model: Model,
+        *,
+        extra: Mapping[str, NDArray[Any]] | None = None,
+        onnxruntime: bool | None = None,
     ) -> None:
         self.name = model.name
-        self._shape, self._make = inputs_of(model)
+        self._shape, self._make = inputs_of(model, extra)
         self._onnxruntime = onnxruntime
         self._proto = proto
         self.in_float: dict[str, str] = {}
@@ -498,7 +506,12 @@ def draw_batch(
         As for :meth:`Traced.run`.
     """
     sources = [noise_of(seed, sample) for sample in samples]
-    x = [rng.standard_normal(tuple(shape)).astype(np.float32) for rng in sources]
+    # A sampler may keep what it likes from step to step of a sample.
+    samplers = [copy.deepcopy(sampler) for _ in samples]
+    x = [
+        own.begin(rng.standard_normal(tuple(shape)).astype(np.float32))
+        for own, rng in zip(samplers, sources, strict=True)
+    ]
     estimates: list[NDArray[np.float32] | None] = [None] * len(x)
     for index, timestep in enumerate(sampler.timesteps):
         made = [
@@ -507,6 +520,6 @@ def draw_batch(
         ]
         feed = {name: np.concatenate([one[name] for one in made]) for name in made[0]}
         noise = predict(feed, timestep)
-        for i, rng in enumerate(sources):
-            x[i], estimates[i] = sampler.step(index, noise[i : i + 1], x[i], rng, estimates[i])
+        for i, (own, rng) in enumerate(zip(samplers, sources, strict=True)):
+            x[i], estimates[i] = own.step(index, noise[i : i + 1], x[i], rng, estimates[i])
     return np.concatenate(x)
