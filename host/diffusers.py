@@ -4,6 +4,9 @@ The file takes ``sample`` and ``timestep``, and ``label`` or ``encoder_hidden_st
 model is conditioned; its properties say how the model was trained, from the pipeline's scheduler.
 """
 
+# Torch and diffusers come with an extra.
+# pyright: reportMissingImports=false
+
 import argparse
 import contextlib
 import json

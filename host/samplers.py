@@ -129,8 +129,8 @@ class Schedule:
             power = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
             betas = np.minimum(1.0 - power[1:] / power[:-1], 0.999)
         elif self.kind == "scaled_linear":
-            roots = np.sqrt([self.beta_start, self.beta_end])
-            betas = np.linspace(*roots, self.train_steps) ** 2
+            first, last = math.sqrt(self.beta_start), math.sqrt(self.beta_end)
+            betas = np.linspace(first, last, self.train_steps) ** 2
         else:
             betas = np.linspace(self.beta_start, self.beta_end, self.train_steps)
         return np.cumprod(1.0 - betas)
@@ -432,9 +432,10 @@ def sampler_of(name: Any, schedule: Schedule, *, steps: int = 50, eta: float = 0
         of range.
     """
     if not isinstance(name, str):
-        from ditto.host.schedulers import Scheduler
+        from ditto.host import schedulers
 
-        return Scheduler(name, schedule, steps=steps, eta=eta)
+        scheduler: Any = schedulers.Scheduler
+        return scheduler(name, schedule, steps=steps, eta=eta)
     if name == "ddim":
         return DDIM(schedule, steps=steps, eta=eta)
     if eta:

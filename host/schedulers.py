@@ -1,5 +1,8 @@
 """Schedulers of the package diffusers, as samplers."""
 
+# Torch and diffusers come with an extra.
+# pyright: reportMissingImports=false
+
 import inspect
 import json
 from pathlib import Path

@@ -1,5 +1,8 @@
 """Models of diffusers, exported, quantized and analyzed."""
 
+# Torch and diffusers come with an extra.
+# pyright: reportMissingImports=false
+
 import json
 from pathlib import Path
 from typing import Any

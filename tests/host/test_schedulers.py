@@ -1,5 +1,8 @@
 """Samplers against the schedulers of diffusers, and these schedulers in their place."""
 
+# Torch and diffusers come with an extra.
+# pyright: reportMissingImports=false
+
 import json
 from pathlib import Path
 from typing import Any
@@ -60,9 +63,7 @@ def pipeline(
         scaled = scheduler.scale_model_input(x, t) if scales else x
         own = dict(options)
         if fresh == "noise":
-            own["variance_noise"] = torch.from_numpy(
-                rng.standard_normal(SHAPE).astype(np.float32)
-            )
+            own["variance_noise"] = torch.from_numpy(rng.standard_normal(SHAPE).astype(np.float32))
         elif fresh == "generator":
             own["generator"] = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         output = torch.from_numpy(predict(scaled.numpy(), round(float(t))))
@@ -123,9 +124,7 @@ def test_ddpm_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = make("DDPMScheduler")
     theirs.set_timesteps(STEPS)
     own = at(DDIM(Schedule(), steps=STEPS, eta=1.0), theirs)
-    np.testing.assert_allclose(
-        denoise(predict, own, SHAPE), pipeline(theirs), rtol=1e-3, atol=2e-4
-    )
+    np.testing.assert_allclose(denoise(predict, own, SHAPE), pipeline(theirs), rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -136,9 +135,7 @@ def test_dpm_solver_is_theirs(prediction: str, steps: int) -> None:
     schedule = Schedule(prediction=prediction, clip_sample=False)
     own = DPMSolver(schedule, steps=steps)
     assert own.timesteps == tuple(int(t) for t in theirs.timesteps)
-    np.testing.assert_allclose(
-        denoise(predict, own, SHAPE), pipeline(theirs), rtol=1e-3, atol=5e-4
-    )
+    np.testing.assert_allclose(denoise(predict, own, SHAPE), pipeline(theirs), rtol=1e-3, atol=5e-4)
 
 
 def test_euler_for_noise_is_theirs() -> None:
@@ -158,9 +155,7 @@ def test_euler_for_a_flow_is_theirs() -> None:
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS).tolist())
     own = Euler(Schedule(prediction="flow"), steps=STEPS)
     assert own.timesteps == tuple(round(float(t)) for t in theirs.timesteps)
-    np.testing.assert_allclose(
-        denoise(predict, own, SHAPE), pipeline(theirs), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(denoise(predict, own, SHAPE), pipeline(theirs), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
