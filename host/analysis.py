@@ -22,13 +22,16 @@ from ditto.host.program import PlacementError, Program, suggest
 from ditto.host.samplers import Sampler, Schedule, inputs_of, sampler_of
 from ditto.host.trace import Step, Traced, draw_batch, evaluator_of
 
-__all__ = ["CLASSES", "KINDS", "Analysis", "Setting", "analyze", "neighbour"]
+__all__ = ["CLASSES", "KINDS", "WIDTHS", "Analysis", "Setting", "analyze", "neighbour"]
 
 KINDS = ("activation", "temporal", "spatial")
 """What is counted of a tensor: itself, its change since the step before, and along a row."""
 
 CLASSES = ("zero", "narrow", "wide", "over")
 """Zero; -8..7; -128..127; beyond 8 bits."""
+
+WIDTHS = 10
+"""Values are counted by the bits that they need: 0 for zero, 1 for -1, 2 for -2..1, up to 9."""
 
 _BITS = np.array([0.0, 0.5, 1.0, 1.5])
 """Bit operations of a value of each class with an 8-bit weight, against 8 x 8 bits."""
@@ -101,10 +104,13 @@ class _Statistics:
 
     def __init__(self, traced: Traced, costs: Mapping[str, LayerCosts], steps: int) -> None:
         tensors, self._traced = len(traced.tensors), traced
-        self.classes = np.zeros((tensors, len(KINDS), steps, len(CLASSES)), np.int64)
+        self.widths = np.zeros((tensors, len(KINDS), steps, WIDTHS), np.int64)
         self.ranges = np.zeros((tensors, len(KINDS), steps, 2), np.int64)
         self.histograms = np.zeros((tensors, len(KINDS), 2 * _REACH), np.int64)
-        self.cosines = np.zeros((tensors, steps))
+        #: Sums of the cosines between neighbours: of steps, and along a row.
+        self.cosines = np.zeros((tensors, 2, steps))
+        #: Steps that nothing is kept for.
+        self.dense = np.zeros(steps, bool)
         self.cycles = np.zeros((len(traced.products), len(_MODES), steps), np.int64)
         self._axes = _axes(traced)
         self._costs = costs
@@ -112,20 +118,29 @@ class _Statistics:
         for index, reader in enumerate(traced.products):
             if reader.name in costs:
                 self._readers.setdefault(reader.operands[0], []).append(index)
-        bounds = np.arange(-_REACH, _REACH)
-        narrow, eight = (bounds >= -8) & (bounds <= 7), (bounds >= -128) & (bounds <= 127)
-        self._class = np.select([bounds == 0, narrow, eight], [0, 1, 2], 3)
+        values = np.arange(-_REACH, _REACH)
+        bits = np.ceil(np.log2(np.maximum(np.where(values < 0, -values, values + 1), 1))) + 1
+        self._width = np.where(values == 0, 0, bits).astype(int)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Counts by class, of shape (tensors, kinds, steps, classes)."""
+        return np.add.reduceat(self.widths, [0, 1, 5, 9], axis=-1)
 
     def add(self, step: Step) -> None:
         """Count a step of some samples."""
+        self.dense[step.step] = step.before is None
         for index, tensor in enumerate(self._traced.tensors):
-            zero = np.int16(tensor.zero_point)
+            zero, axis = np.int16(tensor.zero_point), self._axes[index]
             now = step.values[index].astype(np.int16) - zero
-            kinds = [now, None, neighbour(now, self._axes[index])]
+            kinds = [now, None, neighbour(now, axis)]
             if step.before is not None:
                 before = step.before[index].astype(np.int16) - zero
                 kinds[1] = now - before
-                self.cosines[index, step.step] += _cosines(now, before).sum()
+                self.cosines[index, 0, step.step] += _cosines(now, before).sum()
+            if axis is not None:
+                rows = np.moveaxis(now, axis, 1)
+                self.cosines[index, 1, step.step] += _cosines(rows[:, 1:], rows[:, :-1]).sum()
             for kind, values in enumerate(kinds):
                 if values is not None:
                     self._count(index, kind, step.step, values)
@@ -133,16 +148,15 @@ class _Statistics:
                 costs = self._costs[self._traced.products[reader].name]
                 given = np.concatenate([values for values in kinds if values is not None])
                 cycles = costs.cycles(given).reshape(-1, len(now)).sum(axis=1)
-                if step.before is None:  # the first step of a run is dense
+                if step.before is None:  # nothing is kept: this step is dense
                     cycles = cycles[[0, 0, 1]]
                 self.cycles[reader, :, step.step] += cycles
 
     def _count(self, index: int, kind: int, step: int, values: NDArray[np.int16]) -> None:
         counts = np.bincount((values.ravel() + np.int16(_REACH)), minlength=2 * _REACH)
         self.histograms[index, kind] += counts
-        self.classes[index, kind, step] += np.bincount(
-            self._class, counts, minlength=len(CLASSES)
-        ).astype(np.int64)
+        widths = np.bincount(self._width, counts, minlength=WIDTHS)[:WIDTHS]
+        self.widths[index, kind, step] += widths.astype(np.int64)
         present = np.flatnonzero(counts) - _REACH
         low, high = self.ranges[index, kind, step]
         self.ranges[index, kind, step] = min(low, present[0]), max(high, present[-1])
@@ -298,9 +312,16 @@ def analyze(
         "device": {"stands_for": device, "configuration": asdict(config)},
         "in_float": traced.in_float,
         "on_host": {k: v for k, v in model.on_host.items() if k not in traced.in_float},
+        "windows": list(traced.windows.first),
         "tensors": [
-            {"name": t.name, "scale": t.scale, "zero_point": t.zero_point, "shape": list(t.shape)}
-            for t in traced.tensors
+            {
+                "name": t.name,
+                "scale": t.scale,
+                "scales_by_window": traced.scales(i),
+                "zero_point": t.zero_point,
+                "shape": list(t.shape),
+            }
+            for i, t in enumerate(traced.tensors)
         ],
         "runs": runs,
     }
@@ -414,19 +435,23 @@ def _run(
     # The second operand of a product of two activations counts as much as the first.
     shares = _shares(statistics.classes)
     classes = np.stack([shares[own].mean(axis=0) for own in operands])
-    bits = _bit_operations(shares @ _BITS, operands)
+    widths = _shares(statistics.widths)
+    widths = np.stack([widths[own].mean(axis=0) for own in operands])
+    dense = statistics.dense
+    bits = _bit_operations(shares @ _BITS, operands, dense)
     cosines = np.stack([statistics.cosines[own].mean(axis=0) for own in operands]) / samples
     macs = np.array([reader.macs for reader in products], float)
     counted = np.array([reader.depends for reader in products])
     if not counted.any():
         counted[:] = True
     weights = np.where(counted, macs, 0) / macs[counted].sum()
-    later = slice(1, None) if len(timesteps) > 1 else slice(None)
-    every = {kind: later if kind == "temporal" else slice(None) for kind in KINDS}
+    # Steps that have one before them; without any, temporal figures are those of dense steps.
+    later = ~dense if not dense.all() else np.ones_like(dense)
+    every = {kind: later if kind == "temporal" else np.ones_like(dense) for kind in KINDS}
     mean_bits = bits[:, :, later].mean(axis=2)
     best = mean_bits.argmin(axis=1)
-    rest = len(timesteps) - 1
-    run_bits = (bits[:, 0, 0] + mean_bits.min(axis=1) * rest) / (rest + 1)
+    whole = bits[:, 0] * dense + bits[np.arange(len(products)), best] * ~dense
+    run_bits = whole.mean(axis=1)
 
     layers = []
     for i, reader in enumerate(products):
@@ -442,7 +467,10 @@ def _run(
             "share": float(weights[i]),
             "counted": bool(counted[i]),
             "tensors": operands[i],
-            "cosine": float(cosines[i, later].mean()),
+            "cosine": {
+                "temporal": float(cosines[i, 0, later].mean()),
+                "spatial": float(cosines[i, 1].mean()),
+            },
             "bit_operations": _named(mean_bits[i], KINDS),
             "best": KINDS[best[i]],
             "cycles": _cycles(cycles) if reader.name in placed else None,
@@ -457,11 +485,17 @@ def _run(
             }
             by_step[kind] = {
                 name: classes[i, k, :, c].round(5).tolist() for c, name in enumerate(CLASSES)
-            } | {"min": low[k].tolist(), "max": high[k].tolist()}
+            } | {
+                "min": low[k].tolist(),
+                "max": high[k].tolist(),
+                "widths": widths[i, k].round(5).tolist(),
+            }
         by_step["bit_operations"] = {
             kind: bits[i, k].round(5).tolist() for k, kind in enumerate(KINDS)
         }
-        by_step["cosine"] = cosines[i].round(6).tolist()
+        by_step["cosine"] = {
+            kind: cosines[i, k].round(6).tolist() for k, kind in enumerate(KINDS[1:])
+        }
         if reader.name in placed:
             by_step["cycles"] = {mode: cycles[m].round(1).tolist() for m, mode in enumerate(_MODES)}
         layers.append(entry | {"by_step": by_step})
@@ -473,7 +507,10 @@ def _run(
         kind: _named(mean(classes[:, k, every[kind]].mean(axis=1)), CLASSES)
         for k, kind in enumerate(KINDS)
     }
-    means["cosine"] = float(mean(cosines[:, later].mean(axis=1)))
+    means["cosine"] = {
+        "temporal": float(mean(cosines[:, 0][:, later].mean(axis=1))),
+        "spatial": float(mean(cosines[:, 1].mean(axis=1))),
+    }
     means["bit_operations"] = _named(mean(mean_bits), KINDS) | {
         "best": float(mean(mean_bits.min(axis=1))),
         "whole_run": float(mean(run_bits)),
@@ -484,7 +521,8 @@ def _run(
         | {kind: _named(mean(classes[:, k, step]), CLASSES) for k, kind in enumerate(KINDS)}
         | {
             "bit_operations": _named(mean(bits[:, :, step]), KINDS),
-            "cosine": float(mean(cosines[:, step])),
+            "cosine": _named(mean(cosines[:, :, step]), KINDS[1:]),
+            "dense": bool(dense[step]),
             "cycles": _named(cycles[:, step], _MODES),
         }
         for step, timestep in enumerate(timesteps)
@@ -503,16 +541,16 @@ def _run(
 
 
 def _bit_operations(
-    bits: NDArray[np.float64], operands: Sequence[Sequence[int]]
+    bits: NDArray[np.float64], operands: Sequence[Sequence[int]], dense: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the bit operations of products from those of tensors, both (…, kinds, steps).
 
     As activations, a product of two of them is one run, over the operand that takes less. Its two
-    differences are two runs, each through the whole product. The first step of a run is dense.
+    differences are two runs, each through the whole product. Steps without one before are dense.
     """
     result = np.stack([bits[own].min(axis=0) for own in map(list, operands)])
     result[:, 1] = [bits[list(own), 1].sum(axis=0) for own in operands]
-    result[:, 1, 0] = result[:, 0, 0]
+    result[:, 1, dense] = result[:, 0, dense]
     return result
 
 

@@ -148,7 +148,11 @@ def _summary(facts: Facts) -> str:
                 f"{cycles['ratio']:.2f}×" if cycles else "–",
                 "cycles of dense runs against temporal ones",
             ),
-            (f"{means['cosine']:.4f}", "cosine of steps that follow each other"),
+            (
+                f"{means['cosine']['temporal']:.4f}",
+                f"cosine of steps that follow each other; {means['cosine']['spatial']:.4f} of "
+                "neighbours in a row",
+            ),
         ]
         if compared:
             tiles.append(
@@ -393,39 +397,53 @@ def _spark(histogram: Facts) -> str:
 
 def _layers(run: Facts) -> str:
     heads = ["layer", "kind", "sizes", "MACs %", "zero %", "narrow %", "wide %", "over %"]
-    heads += ["differences −16…16", "range", "activation zero %", "spatial zero %", "cosine"]
-    heads += [
-        "bit operations %",
-        "best",
-        "cycles temporal",
-        "cycles dense",
-        "ratio",
-        "state, elements",
-    ]
+    heads += ["differences −16…16", "bit operations %", "best", "cosine"]
+    heads += ["cycles temporal", "cycles dense", "ratio"]
     rows = []
     for layer in run["layers"]:
         temporal, cycles = layer["temporal"], layer["cycles"]
         rows.append(
             [
-                escape(layer["name"]) + ("" if layer["counted"] else " °"),
+                _name(layer),
                 layer["kind"],
                 layer["sizes"],
                 _percent(layer["share"]),
                 *(_percent(temporal[name]) for name in CLASSES[:3]),
                 _percent(temporal["over"], 3),
                 _spark(temporal["histogram"]),
-                f"{temporal['min']}…{temporal['max']}",
-                _percent(layer["activation"]["zero"]),
-                _percent(layer["spatial"]["zero"]),
-                f"{layer['cosine']:.4f}",
                 _percent(layer["bit_operations"]["temporal"]),
                 layer["best"],
+                f"{layer['cosine']['temporal']:.4f}",
                 _number(cycles and cycles["temporal"], 0),
                 _number(cycles and cycles["dense"], 0),
                 _number(cycles and cycles["dense"] / max(cycles["temporal"], 1), 2),
-                f"{layer['traffic']['inputs'] + layer['traffic']['outputs']:,}",
             ]
         )
+    return _table(heads, rows, sortable=True)
+
+
+def _name(layer: Facts) -> str:
+    return escape(layer["name"]) + ("" if layer["counted"] else " °")
+
+
+def _values(run: Facts) -> str:
+    """Make a table of the values of every layer: themselves, and both kinds of differences."""
+    heads = ["layer", "values", "zero %", "narrow %", "wide %", "over %"]
+    heads += ["histogram −16…16", "range", "cosine", "bit operations %"]
+    rows = [
+        [
+            _name(layer),
+            _WORDS[kind],
+            *(_percent(layer[kind][name]) for name in CLASSES[:3]),
+            _percent(layer[kind]["over"], 3),
+            _spark(layer[kind]["histogram"]),
+            f"{layer[kind]['min']}…{layer[kind]['max']}",
+            f"{layer['cosine'][kind]:.4f}" if kind in layer["cosine"] else "–",
+            _percent(layer["bit_operations"][kind]),
+        ]
+        for layer in run["layers"]
+        for kind in _WORDS
+    ]
     return _table(heads, rows, sortable=True)
 
 
@@ -444,8 +462,18 @@ def _traffic(run: Facts) -> str:
     ]
     heads = ["a step of an image", "plain", "naive differences", "ratio", "ratio without weights"]
     heads += ["ratio, best mode of each layer"]
+    parts = ["layer", "inputs", "weights", "outputs", "plain", "naive", "ratio", "state"]
+    own = []
+    for layer in run["layers"]:
+        moved = layer["traffic"]
+        kept = moved["inputs"] + moved["outputs"]
+        plain, naive = kept + moved["weights"], sum(moved.values())
+        sizes = [moved["inputs"], moved["weights"], moved["outputs"], plain, naive]
+        figures = [*(f"{n:,}" for n in sizes), f"{naive / plain:.2f}", f"{kept:,}"]
+        own.append([_name(layer), *figures])
     return (
-        f"{_table(heads, rows)}<p>State between steps: {state['inputs']:,} previous inputs and "
+        f"{_table(heads, rows)}<h4>By layer, in elements</h4>{_table(parts, own, sortable=True)}"
+        f"<p>State between steps: {state['inputs']:,} previous inputs and "
         f"{state['outputs']:,} accumulators, {state['bytes'] / 1024:,.1f} KiB for an image.</p>"
     )
 
@@ -456,8 +484,10 @@ def _run(index: int, run: Facts) -> str:
         f'<details id="run{index}"{" open" if index == 0 else ""}><summary><h2>{_title(run)}: by '
         f"layer and step</h2></summary>{_legend()}{_steps(run)}{heat}"
         f"<h3>Layers</h3><p>Select a column's head to sort. °: does not depend on the sample, and "
-        f"is left out of the means.</p>{_layers(run)}<h3>Memory traffic and state</h3>"
-        f"{_traffic(run)}</details>"
+        f"is left out of the means.</p>{_layers(run)}"
+        f"<details><summary><h3>Values of each layer</h3></summary>{_values(run)}</details>"
+        f"<details><summary><h3>Memory traffic and state</h3></summary>{_traffic(run)}</details>"
+        "</details>"
     )
 
 

@@ -20,6 +20,7 @@ from onnx.reference.op_run import OpRun
 
 from ditto.host.model import Model, ModelError
 from ditto.host.samplers import Sampler, inputs_of, noise_of
+from ditto.host.windows import Windows, activation_scales
 
 __all__ = ["Evaluator", "Product", "Step", "Tensor", "Traced", "draw_batch", "evaluator_of"]
 
@@ -80,7 +81,8 @@ class Step(NamedTuple):
     timestep: int
     #: For each tensor, of shape (samples, ...).
     values: list[NDArray[Any]]
-    #: The same in the step before; None in the first.
+    #: The same in the step before; None where nothing is kept: in the first, and where a window
+    #: with other scales begins.
     before: list[NDArray[Any]] | None
 
 
@@ -210,6 +212,8 @@ class Traced:
         Evaluates the graph.
     batch : int or None
         Samples that the graph takes at once; None if any number.
+    windows : Windows
+        Parts of the trajectory with scales of their own.
 
     Raises
     ------
@@ -236,6 +240,13 @@ class Traced:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
         self._producers = {output: node for node in graph.node for output in node.output}
+        self.windows = Windows.of(proto, model.name)
+        shapes = {name: tuple(self._constants[name].dims) for name in self.windows.names}
+        base = activation_scales(proto)
+        self._scales = [
+            {name: np.full(shapes[name], own.get(name, base[name]), np.float32) for name in shapes}
+            for own in self.windows.scales
+        ]
         found = list(self._find())
         self._names = list(dict.fromkeys(name for _, _, names in found for name in names))
         if not self._names:
@@ -278,10 +289,14 @@ class Traced:
         if tau and self._lossy is None:
             self._lossy = self._rewritten(lossy=True)
         before: list[NDArray[Any]] | None = None
-        step = 0
+        step = window = 0
 
         def predict(feed: dict[str, NDArray[Any]], timestep: int) -> NDArray[np.float32]:
-            nonlocal before, step
+            nonlocal before, step, window
+            last, window = window, self.windows.at(timestep)
+            if window != last:
+                before = None
+            feed = feed | self._scales[window]
             if tau and self._lossy is not None:
                 # In the first step everything counts as a large difference.
                 old = before or [
@@ -304,6 +319,11 @@ class Traced:
         return draw_batch(
             predict, self._make, self._shape, sampler, samples, seed=seed, classes=classes
         )
+
+    def scales(self, index: int) -> list[float]:
+        """Return the scale of a tensor in each window."""
+        name = self._producers[self._names[index]].input[1]
+        return [own.get(name, self.tensors[index].scale) for own in self.windows.scales]
 
     def _dtype(self, index: int) -> Any:
         return np.int8 if self.tensors[index].low < 0 else np.uint8
@@ -351,11 +371,22 @@ class Traced:
             del graph.node[:]
             graph.node.extend(nodes)
             graph.input.append(helper.make_tensor_value_info("ditto/tau", TensorProto.INT32, []))
+        self._open_scales(graph)
         for name in self._names:
             info = onnx.ValueInfoProto(name=name)
             info.type.tensor_type.elem_type = self._kind(name)
             graph.output.append(info)
         return evaluator_of(proto, onnxruntime=self._onnxruntime)
+
+    def _open_scales(self, graph: onnx.GraphProto) -> None:
+        """Turn the scales that differ between windows into inputs."""
+        names = self.windows.names
+        kept = [tensor for tensor in graph.initializer if tensor.name not in names]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        for name in names:
+            shape = list(self._constants[name].dims)
+            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def _kind(self, name: str) -> int:
         points = self._producers[name].input[2:]
@@ -415,7 +446,8 @@ class Traced:
             for label, node, names in found
         )
         try:
-            two = self.evaluator.run({k: np.concatenate([v, v]) for k, v in one.items()})
+            pair = {name: np.concatenate([values, values]) for name, values in one.items()}
+            two = self.evaluator.run(pair | self._scales[0])
             if all(
                 np.shape(value) == (2 * shapes[name][0], *shapes[name][1:])
                 for name, value in zip(self._names, two[1:], strict=True)
