@@ -157,6 +157,13 @@ def _add_quantize(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="max",
         help="where a scale ends: the largest magnitude, or the 99.9th percentile (default: max)",
     )
+    add(
+        "--windows",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="parts of the trajectory with activation scales of their own (default: 1)",
+    )
     _add_inputs(parser)
 
 
@@ -339,6 +346,21 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         default="ddim",
         help="how a step goes on from the model's prediction (default: ddim)",
     )
+    parser.add_argument(
+        "--scheduler",
+        type=Path,
+        metavar="DIR",
+        help="a scheduler of diffusers in its place: a pipeline's folder, or the scheduler's",
+    )
+
+
+def _sampler(options: argparse.Namespace) -> Any:
+    """Return the name of the sampler, or the scheduler that takes its place."""
+    if options.scheduler is None:
+        return options.sampler
+    from ditto.host.schedulers import load_scheduler
+
+    return load_scheduler(options.scheduler)
 
 
 def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -477,7 +499,7 @@ def _quantize(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ditto.host.output import OutputFile
-    from ditto.host.quantize import METHODS, draw_calibration, load_calibration, quantize
+    from ditto.host.quantize import draw_calibration, load_calibration, quantize
     from ditto.host.samplers import load_inputs
 
     if options.calibration and options.inputs:
@@ -495,11 +517,13 @@ def _quantize(options: argparse.Namespace) -> int:
             options.model,
             data,
             method=options.method,
+            windows=options.windows,
             on_feed=lambda a, b: bar(a, b, "calibrating"),
         )
         output.write(result.SerializeToString())
     count = len(next(iter(data.values())))
-    print(f"scales: {METHODS[options.method]} over {count} samples")
+    rule = {entry.key: entry.value for entry in result.metadata_props}["ditto.scales"]
+    print(f"scales: {rule}; over {count} samples")
     print(f"wrote {options.output}")
     return 0
 
@@ -521,7 +545,7 @@ def _analyze(options: argparse.Namespace) -> int:
     proto = read(path)
     schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
     _check_steps(max(options.steps), schedule.train_steps)
-    given_by = product(options.steps, options.eta, options.tau, [options.sampler])
+    given_by = product(options.steps, options.eta, options.tau, [_sampler(options)])
     settings = [Setting(*values) for values in given_by]
     console = _console()
     with ExitStack() as stack:
@@ -813,7 +837,7 @@ def _denoise(options: argparse.Namespace) -> int:
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
-    sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
+    sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
     program = Program(model.layers, model.shapes(), config)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
 

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from ditto.host.model import ModelError
 from ditto.host.samplers import Schedule, inputs_of, load_inputs, sampler_of
 from ditto.host.trace import draw_batch, evaluator_of
+from ditto.host.windows import PROPERTY, Windows, activation_scales
 
 __all__ = [
     "METHODS",
@@ -150,6 +151,7 @@ def quantize(
     *,
     method: str = "max",
     batch: int = 16,
+    windows: int = 1,
     metadata: Mapping[str, str] | None = None,
     on_feed: OnFeed | None = None,
 ) -> onnx.ModelProto:
@@ -166,6 +168,9 @@ def quantize(
         A key of :data:`METHODS`.
     batch
         Samples to evaluate at once.
+    windows
+        Parts of the trajectory, of as many timesteps each, with scales of their own; see
+        :mod:`ditto.host.windows`.
     metadata
         Properties for the int8 file, besides those of the float file and ``ditto.scales``.
     on_feed
@@ -192,11 +197,59 @@ def quantize(
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     model = _load(source)
-    feeds = _Feeds(_fitting(model, source, calibration), _batch(model, source, batch), on_feed)
+    data = _fitting(model, source, calibration)
+    batch = _batch(model, source, batch)
     kinds = sorted({node.op_type for node in model.graph.node} & set(_KINDS))
     if not kinds:
         raise QuantizeError(f"{source} has no Conv, Gemm or MatMul: there is nothing to quantize")
-    options: dict[str, Any] = {
+    parts = _split(model, data, windows) if windows > 1 else {}
+    count = len(next(iter(data.values())))
+    total, done = count * (1 + bool(parts)), 0
+
+    def advance(position: int, _: int) -> None:
+        if on_feed is not None:
+            on_feed(done + position, total)
+
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        given, prepared = str(Path(folder) / "given.onnx"), str(Path(folder) / "prepared.onnx")
+        written = str(Path(folder) / "int8.onnx")
+        onnx.save(model, given)
+
+        def calibrated(part: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+            reader = _reader(quantization, _Feeds(part, batch, advance))
+            quantization.quantize_static(
+                prepared, written, reader, **_options(quantization, kinds, method)
+            )
+            return onnx.load(written)
+
+        try:
+            quant_pre_process(given, prepared, skip_symbolic_shape=True)
+            result = calibrated(data)
+            own = {}
+            for first, part in parts.items():
+                done = count + sum(len(next(iter(parts[f].values()))) for f in own)
+                own[first] = activation_scales(calibrated(part))
+        except QuantizeError:
+            raise
+        except Exception as error:  # onnxruntime has many kinds
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise QuantizeError(f"onnxruntime cannot quantize {source}: {reason}") from error
+    _finish(result, source)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    properties |= {"ditto.scales": METHODS[method], **(metadata or {})}
+    if own:
+        # A tensor that a window does not move keeps the scale of the whole.
+        scales = tuple({k: v for k, v in part.items() if v > 0} for part in own.values())
+        properties[PROPERTY] = Windows(tuple(own), scales).dump()
+        begin = ", ".join(str(first) for first in own)
+        properties["ditto.scales"] += f", {len(own)} windows from timesteps {begin}"
+    helper.set_model_props(result, properties)
+    return result
+
+
+def _options(quantization: Any, kinds: list[str], method: str) -> dict[str, Any]:
+    """Return the options of onnxruntime's tool."""
+    more: dict[str, Any] = {
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
         "OpTypesToExcludeOutputQuantization": kinds,
@@ -207,35 +260,37 @@ def quantize(
     if method == "percentile":
         calibrate = quantization.CalibrationMethod.Percentile
         # Of the magnitudes; otherwise half of it is cut off at each end.
-        options |= {"CalibPercentile": _PERCENTILE, "CalibTensorRangeSymmetric": True}
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        given, prepared = str(Path(folder) / "given.onnx"), str(Path(folder) / "prepared.onnx")
-        written = str(Path(folder) / "int8.onnx")
-        onnx.save(model, given)
-        try:
-            quant_pre_process(given, prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(
-                prepared,
-                written,
-                _reader(quantization, feeds),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=kinds,
-                per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
-                weight_type=quantization.QuantType.QInt8,
-                calibrate_method=calibrate,
-                extra_options=options,
+        more |= {"CalibPercentile": _PERCENTILE, "CalibTensorRangeSymmetric": True}
+    return {
+        "quant_format": quantization.QuantFormat.QDQ,
+        "op_types_to_quantize": kinds,
+        "per_channel": True,
+        "activation_type": quantization.QuantType.QInt8,
+        "weight_type": quantization.QuantType.QInt8,
+        "calibrate_method": calibrate,
+        "extra_options": more,
+    }
+
+
+def _split(
+    model: onnx.ModelProto, data: Mapping[str, NDArray[Any]], windows: int
+) -> dict[int, dict[str, NDArray[Any]]]:
+    """Return the calibration data of each window by its lowest timestep, the noisiest first."""
+    if "timestep" not in data:
+        raise QuantizeError("windows need a model with the input timestep")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    total = Schedule.from_metadata(metadata).train_steps
+    times = data["timestep"].reshape(len(data["timestep"]), -1)[:, 0]
+    result = {}
+    for i in reversed(range(windows)):
+        first, end = (total * k // windows for k in (i, i + 1))
+        chosen = (times >= first) & ((times < end) | (i + 1 == windows))
+        if not chosen.any():
+            raise QuantizeError(
+                f"no calibration sample is of the timesteps {first} to {end - 1}; take fewer "
+                "windows, or more trajectories"
             )
-        except QuantizeError:
-            raise
-        except Exception as error:  # onnxruntime has many kinds
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise QuantizeError(f"onnxruntime cannot quantize {source}: {reason}") from error
-        result = onnx.load(written)
-    _finish(result, source)
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    properties |= {"ditto.scales": METHODS[method], **(metadata or {})}
-    helper.set_model_props(result, properties)
+        result[first] = {name: values[chosen] for name, values in data.items()}
     return result
 
 
