@@ -20,7 +20,7 @@ from ditto.host.costs import LayerCosts
 from ditto.host.model import Model, ModelError
 from ditto.host.program import PlacementError, Program, suggest
 from ditto.host.samplers import Sampler, Schedule, inputs_of, sampler_of
-from ditto.host.trace import Step, Traced, draw_batch, evaluator_of
+from ditto.host.trace import Step, Traced, draw_batch, predictor
 
 __all__ = ["CLASSES", "KINDS", "WIDTHS", "Analysis", "Setting", "analyze", "neighbour"]
 
@@ -260,7 +260,7 @@ def analyze(
             def counted(
                 feed: dict[str, NDArray[Any]], timestep: int, what: str = what
             ) -> NDArray[np.float32]:
-                noise = predict(feed)
+                noise = predict(feed, timestep)
                 advance(len(noise), what)
                 return noise
 
@@ -330,7 +330,7 @@ def analyze(
 
 def _exact(
     proto: onnx.ModelProto, model: Model, onnxruntime: bool | None
-) -> Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]:
+) -> Callable[[Mapping[str, NDArray[Any]], int], NDArray[np.float32]]:
     """Return the float model as a function, after a check that it has the same inputs."""
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = {value.name for value in proto.graph.input} - constants
@@ -339,16 +339,7 @@ def _exact(
             f"the float model takes the inputs {', '.join(sorted(inputs))}, but {model.name} takes "
             f"{', '.join(sorted(model.inputs))}"
         )
-    evaluator = evaluator_of(proto, onnxruntime=onnxruntime)
-
-    def predict(feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        try:
-            return evaluator.run(feed)[0]
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"the float model cannot be evaluated: {reason}") from error
-
-    return predict
+    return predictor(proto, "the float model", onnxruntime=onnxruntime)
 
 
 def _costs(model: Model, traced: Traced, config: Config) -> tuple[dict[str, LayerCosts], str]:

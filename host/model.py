@@ -203,9 +203,14 @@ def read(path: Path | str) -> onnx.ModelProto:
     ModelError
         If there is no such file, or it is no valid model.
     """
+    from ditto.host.check import check, load
+
     try:
-        proto = onnx.load(str(path))
+        proto = load(path)
+        check(proto, str(path))
         onnx.checker.check_model(proto)
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(f"cannot read model {path}: {error.strerror or error}") from error
     except Exception as error:  # the parser and the checker have a family each

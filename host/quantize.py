@@ -18,9 +18,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ditto.host.model import ModelError
+from ditto.host.check import label
+from ditto.host.model import ModelError, read
 from ditto.host.samplers import Schedule, inputs_of, load_inputs, sampler_of
-from ditto.host.trace import draw_batch, evaluator_of
+from ditto.host.trace import draw_batch, predictor
 from ditto.host.windows import PROPERTY, Windows, activation_scales
 
 __all__ = [
@@ -40,6 +41,9 @@ OPSET = 19
 
 _KINDS = ["Conv", "Gemm", "MatMul", "ConvTranspose"]
 _PERCENTILE = 99.9
+_STILL = 1.0  # the scale that onnxruntime gives to a tensor without a range
+
+_log = logging.getLogger(__name__)
 
 OnFeed = Callable[[int, int], None]
 """Called after each calibration batch with the samples done, and all of them."""
@@ -98,7 +102,7 @@ def draw_calibration(
     """
     proto = _load(source)
     shape, make = inputs_of(_Described(str(source), _described(proto, source), proto), extra)
-    evaluator = evaluator_of(proto)
+    evaluate = predictor(proto, str(source))
     schedule = Schedule.from_metadata({entry.key: entry.value for entry in proto.metadata_props})
     names = ("euler",) if schedule.prediction == "flow" else ("ddim", "ddpm")
     steps = min(steps, schedule.train_steps)
@@ -109,7 +113,7 @@ def draw_calibration(
         found.append(feed)
         if on_step is not None:
             on_step(len(found) * batch, len(names) * samples * steps)
-        return evaluator.run(feed)[0]
+        return evaluate(feed, timestep)
 
     for name in names:
         sampler = sampler_of(name, schedule, steps=steps)
@@ -239,7 +243,9 @@ def quantize(
     properties |= {"ditto.scales": METHODS[method], **(metadata or {})}
     if own:
         # A tensor that a window does not move keeps the scale of the whole.
-        scales = tuple({k: v for k, v in part.items() if v > 0} for part in own.values())
+        scales = tuple(
+            {k: v for k, v in part.items() if v not in (0.0, _STILL)} for part in own.values()
+        )
         properties[PROPERTY] = Windows(tuple(own), scales).dump()
         begin = ", ".join(str(first) for first in own)
         properties["ditto.scales"] += f", {len(own)} windows from timesteps {begin}"
@@ -297,28 +303,11 @@ def _split(
 def _load(source: Path | str) -> onnx.ModelProto:
     """Read a float model, and bring it to the opset that the importer knows."""
     try:
-        model = onnx.load(str(source))
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise QuantizeError(f"cannot read model {source}: {error.strerror or error}") from error
-    except Exception as error:  # the parser and the checker have a family each
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise QuantizeError(f"{source} is not a valid ONNX file: {reason}") from error
+        model = read(source)
+    except ModelError as error:
+        raise QuantizeError(str(error)) from error
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise QuantizeError(f"{source} is quantized already; quantize the float model")
-    for tensor in model.graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
-            raise QuantizeError(
-                f"tensor {tensor.name} of {source} is of type "
-                f"{onnx.TensorProto.DataType.Name(tensor.data_type).lower()}; export the model in "
-                "float32"
-            )
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            if not np.isfinite(numpy_helper.to_array(tensor)).all():
-                raise QuantizeError(
-                    f"tensor {tensor.name} of {source} contains values that are no numbers; the "
-                    "training has diverged, or the export is damaged"
-                )
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset == OPSET:
         return model
@@ -451,12 +440,21 @@ def _finish(model: onnx.ModelProto, source: Path | str) -> None:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         scale = tensors.get(node.input[1])
-        values = np.ones(1) if scale is None else numpy_helper.to_array(scale)
+        values = np.ones(0) if scale is None else numpy_helper.to_array(scale)
+        user = users.get(node.output[0], node)
         if not (np.isfinite(values) & (values > 0)).all():
-            user = users.get(node.output[0], node)
             raise QuantizeError(
-                f"tensor {node.input[0]} of node {user.name or user.op_type} in {source} got the "
-                f"scale {values.min():g}; the calibration data never moves it, or overflows"
+                f"tensor {node.input[0]} of node {label(user)} in {source} got the scale "
+                f"{values.min():g}; the calibration data overflows"
+            )
+        if node.op_type == "QuantizeLinear" and (values == _STILL).any():
+            reader = users.get(user.output[0], user)
+            _log.warning(
+                "tensor %s, read by node %s of %s, is zero in all calibration data, and got the "
+                "scale 1; calibrate with data that moves it",
+                node.input[0],
+                label(reader),
+                source,
             )
         raw = tensors.get(node.input[0])
         if node.op_type == "DequantizeLinear" and raw is not None:

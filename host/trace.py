@@ -18,11 +18,21 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from ditto.host.check import foreign, label
 from ditto.host.model import Model, ModelError
 from ditto.host.samplers import Sampler, inputs_of, noise_of
 from ditto.host.windows import Windows, activation_scales
 
-__all__ = ["Evaluator", "Product", "Step", "Tensor", "Traced", "draw_batch", "evaluator_of"]
+__all__ = [
+    "Evaluator",
+    "Product",
+    "Step",
+    "Tensor",
+    "Traced",
+    "draw_batch",
+    "evaluator_of",
+    "predictor",
+]
 
 _OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
@@ -102,6 +112,7 @@ class _Onnxruntime:
         # Its fused int8 kernels round otherwise than the operators of the file.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
         self._session = ort.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -183,7 +194,7 @@ def evaluator_of(proto: onnx.ModelProto, *, onnxruntime: bool | None = None) -> 
         return _Onnxruntime(proto) if onnxruntime else _Reference(proto)
     except Exception as error:  # each has a family of its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"the model cannot be evaluated: {reason}") from error
+        raise ModelError(f"the model cannot be evaluated: {foreign(proto) or reason}") from error
 
 
 class Traced:
@@ -251,6 +262,7 @@ class Traced:
         self._names = list(dict.fromkeys(name for _, _, names in found for name in names))
         if not self._names:
             raise ModelError(f"{self.name} has no layer with a quantized activation")
+        self._outputs = [node.output[0] for _, node, _ in found]
         self.evaluator = self._rewritten(lossy=False)
         self._lossy: Evaluator | None = None
         self.batch = self._probe(found)
@@ -310,7 +322,12 @@ class Traced:
                 outputs = self._lossy.run(feed)
             else:
                 outputs = self.evaluator.run(feed)
-            values = outputs[1:]
+            count = len(self._names)
+            sums = outputs[1 + count : 1 + 2 * count]
+            if not np.isfinite(outputs[0]).all() or np.isnan(sums).any():
+                own = self.windows.apply(self._proto, window)
+                raise ModelError(_diverged(own, self.name, feed, timestep))
+            values = outputs[1 : 1 + count]
             if on_step is not None:
                 on_step(Step(step, timestep, values, before))
             before, step = values, step + 1
@@ -357,6 +374,7 @@ class Traced:
     def _rewritten(self, *, lossy: bool) -> Evaluator:
         """Return an evaluator of the graph with the quantized tensors as further outputs.
 
+        After them come the sums of their float sources, and the shapes of the products' outputs.
         If lossy, a tensor keeps the value of the step before wherever it changed by at most tau.
         """
         proto = onnx.ModelProto()
@@ -376,6 +394,16 @@ class Traced:
             info = onnx.ValueInfoProto(name=name)
             info.type.tensor_type.elem_type = self._kind(name)
             graph.output.append(info)
+        # Quantizers turn what is no number into one: their inputs are summed up to see it.
+        for name in self._names:
+            source = self._producers[name].input[0]
+            graph.node.append(helper.make_node("ReduceSum", [source], [f"{name}/sum"], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(f"{name}/sum", TensorProto.FLOAT, []))
+        for name in self._outputs:
+            graph.node.append(helper.make_node("Shape", [name], [f"{name}/shape"]))
+            graph.output.append(
+                helper.make_tensor_value_info(f"{name}/shape", TensorProto.INT64, None)
+            )
         return evaluator_of(proto, onnxruntime=self._onnxruntime)
 
     def _open_scales(self, graph: onnx.GraphProto) -> None:
@@ -416,26 +444,15 @@ class Traced:
     def _probe(self, found: list[tuple[str, onnx.NodeProto, tuple[str, ...]]]) -> int | None:
         """Evaluate one sample for the shapes, and two to see whether the graph takes them."""
         one = self._make(np.zeros(self._shape, np.float32), 0, 0)
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self._proto)
-        wanted = [*self._names, *(node.output[0] for _, node, _ in found)]
-        have = [output.name for output in proto.graph.output]
-        proto.graph.output.extend(
-            onnx.ValueInfoProto(name=name) for name in wanted if name not in have
-        )
-        for output in proto.graph.output:
-            if not output.type.HasField("tensor_type"):
-                kind = self._kind(output.name) if output.name in self._names else TensorProto.FLOAT
-                output.type.tensor_type.elem_type = kind
         try:
-            values = evaluator_of(proto, onnxruntime=self._onnxruntime).run(one)
-        except ModelError:
-            raise
+            values = self.evaluator.run(one | self._scales[0])
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ModelError(f"{self.name} cannot be evaluated: {reason}") from error
-        names = [output.name for output in proto.graph.output]
-        shapes = {name: np.shape(value) for name, value in zip(names, values, strict=True)}
+        count = len(self._names)
+        shapes = {n: np.shape(v) for n, v in zip(self._names, values[1 : 1 + count], strict=True)}
+        for (_, node, _), shape in zip(found, values[1 + 2 * count :], strict=True):
+            shapes[node.output[0]] = tuple(int(size) for size in shape)
         self.tensors = tuple(self._tensor(name, shapes[name]) for name in self._names)
         dependent = {"sample"}
         for node in self._proto.graph.node:
@@ -450,7 +467,7 @@ class Traced:
             two = self.evaluator.run(pair | self._scales[0])
             if all(
                 np.shape(value) == (2 * shapes[name][0], *shapes[name][1:])
-                for name, value in zip(self._names, two[1:], strict=True)
+                for name, value in zip(self._names, two[1:], strict=False)
             ):
                 return None
         except Exception:  # whatever is fixed in the graph
@@ -512,6 +529,65 @@ class Traced:
             outputs=count,
             depends=depends,
         )
+
+
+def predictor(
+    proto: onnx.ModelProto, name: str, *, onnxruntime: bool | None = None
+) -> Callable[[Mapping[str, NDArray[Any]], int], NDArray[np.float32]]:
+    """Return a model of one output as a function of its inputs and the timestep.
+
+    Parameters
+    ----------
+    proto
+        The model.
+    name
+        How messages call it.
+    onnxruntime
+        Whether to evaluate by onnxruntime; by default where it is installed.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be evaluated; in calls also if it makes values that are no numbers.
+    """
+    evaluator = evaluator_of(proto, onnxruntime=onnxruntime)
+
+    def predict(feed: Mapping[str, NDArray[Any]], timestep: int) -> NDArray[np.float32]:
+        try:
+            result = evaluator.run(feed)[0]
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(f"{name} cannot be evaluated: {reason}") from error
+        if not np.isfinite(result).all():
+            raise ModelError(_diverged(proto, name, feed, timestep))
+        return result
+
+    return predict
+
+
+def _diverged(
+    proto: onnx.ModelProto, name: str, feed: Mapping[str, NDArray[Any]], timestep: int
+) -> str:
+    """Say where the values of a model stop being numbers."""
+    every = onnx.ModelProto()
+    every.CopyFrom(proto)
+    nodes = [node for node in every.graph.node if node.op_type != "Constant"]
+    del every.graph.output[:]
+    every.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
+    inputs = {value.name for value in every.graph.input}
+    text = f"{name} makes values that are no numbers at timestep {timestep}"
+    try:
+        given = {key: values for key, values in feed.items() if key in inputs}
+        outputs = _Reference(every).run(given)
+    except Exception:  # what can't be evaluated here is no news beside the other
+        return text
+    for node, values in zip(nodes, outputs, strict=True):
+        if np.asarray(values).dtype.kind == "f" and not np.isfinite(values).all():
+            return (
+                f"{text}: first in tensor {node.output[0]} of node {label(node)}; check the "
+                "weights before it, and that the inputs are what it was trained with"
+            )
+    return text
 
 
 def draw_batch(

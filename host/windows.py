@@ -120,5 +120,5 @@ class Windows:
 
     def dump(self) -> str:
         """Return the property's text."""
-        parts = [{"from": f, "scales": dict(s)} for f, s in zip(self.first, self.scales)]
-        return json.dumps(parts)
+        parts = zip(self.first, self.scales, strict=True)
+        return json.dumps([{"from": first, "scales": dict(own)} for first, own in parts])

@@ -65,6 +65,44 @@ def test_figures_are_those_of_the_device(
 ) -> None:
     if onnxruntime:
         pytest.importorskip("onnxruntime")
+    compare_with_the_device(denoiser_proto, onnxruntime, tau)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_another_quantizer(float_file: Path, tmp_path: Path, symmetric: bool) -> None:
+    """Asymmetric uint8 activations, outputs quantized too, one scale for all weights of a layer."""
+    pytest.importorskip("onnxruntime")
+    from onnxruntime import quantization
+
+    feeds = [
+        {"sample": np.full((1, 1, 6, 6), v, np.float32), "timestep": np.array([t])}
+        for v, t in ((-2, 0), (1.5, 500), (1, 999))
+    ]
+
+    class Reader(quantization.CalibrationDataReader):
+        rest = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.rest, None)
+
+    quantization.quantize_static(
+        str(float_file),
+        str(tmp_path / "int8.onnx"),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=symmetric,
+        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+    )
+    proto = onnx.load(tmp_path / "int8.onnx")
+    points = [layer.zero_point for layer in Model(proto).layers]
+    assert len(points) == 2 and (points == [128, 128] if symmetric else 128 not in points)
+    compare_with_the_device(proto, True, 0)
+
+
+def compare_with_the_device(denoiser_proto: onnx.ModelProto, onnxruntime: bool, tau: int) -> None:
     seen, executor, images = on_the_device(denoiser_proto, tau)
     setting = Setting(STEPS, 0.5, tau)
     result = analyze(
