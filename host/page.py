@@ -46,7 +46,7 @@ def render(analysis: Analysis) -> str:
         _advice(facts["advice"]),
         _thresholds(facts["threshold"]),
         _images(analysis),
-        *(_run(index, run) for index, run in enumerate(runs)),
+        *(_run(index, run, facts) for index, run in enumerate(runs)),
         _method(facts),
     ]
     data = [
@@ -119,6 +119,11 @@ def _legend() -> str:
     return f'<p class="legend">{items}</p>'
 
 
+def _rule(facts: Facts) -> str:
+    """Say which scales the figures are for."""
+    return f'<p class="rule">scales: {escape(facts["scales"])}</p>'
+
+
 def _title(run: Facts) -> str:
     return run["sampler"] + (f", tau {run['tau']}" if run["tau"] else "")
 
@@ -167,20 +172,21 @@ def _summary(facts: Facts) -> str:
         )
         blocks.append(
             f'<section class="card"><h3>{_title(run)}</h3>'
-            f'<p class="rule">scales: {escape(facts["scales"])}</p><div class="tiles">'
+            f'{_rule(facts)}<div class="tiles">'
             + "".join(f"<div><b>{value}</b><span>{text}</span></div>" for value, text in tiles)
             + f"</div><dl>{bars}</dl></section>"
         )
     return (
         '<section id="summary"><h2>In short</h2>'
         "<p>Shares of values in %, weighted by multiplications.</p>"
-        f"{_legend()}{''.join(blocks)}{_runs(facts) if len(runs) > 1 else ''}</section>"
+        f'{_legend()}<div class="cards">{"".join(blocks)}</div>'
+        f"{_runs(facts) if len(runs) > 1 else ''}</section>"
     )
 
 
 def _runs(facts: Facts) -> str:
     """Make a table of all runs."""
-    heads = ["run", "scales", "zero %", "narrow %", "wide %", "over %"]
+    heads = ["run", "zero %", "narrow %", "wide %", "over %"]
     heads += ["bit operations %", "best mode of each layer %", "cycles ratio", "PSNR, dB", "SSIM"]
     rows = []
     for run in facts["runs"]:
@@ -189,7 +195,6 @@ def _runs(facts: Facts) -> str:
         rows.append(
             [
                 _title(run),
-                escape(facts["scales"]),
                 *(_percent(means["temporal"][name]) for name in CLASSES[:3]),
                 _percent(means["temporal"]["over"], 3),
                 _percent(bits["temporal"]),
@@ -199,7 +204,9 @@ def _runs(facts: Facts) -> str:
                 _number(compared and compared["ssim"], 4),
             ]
         )
-    return f"<h3>All runs, temporal differences</h3>{_table(heads, rows, sortable=True)}"
+    return (
+        f"<h3>All runs, temporal differences</h3>{_rule(facts)}{_table(heads, rows, sortable=True)}"
+    )
 
 
 def _advice(lines: Sequence[str]) -> str:
@@ -323,8 +330,8 @@ def _maps(run: Facts) -> Iterable[tuple[str, list[list[float]]]]:
 
 
 _MAPS = {
-    "zero": "Temporal differences that are zero, % (the first step has none)",
-    "bits": "Bit operations of temporal differences against dense 8-bit, % (first step: dense)",
+    "zero": "Temporal differences that are zero, % (dense steps have none)",
+    "bits": "Bit operations of temporal differences against dense 8-bit, %",
 }
 
 
@@ -369,8 +376,9 @@ def _steps(run: Facts) -> str:
         for i, s in enumerate(steps)
     )
     return (
-        "<figure><figcaption>Temporal differences by step: shares of the classes; line: bit "
-        'operations against dense 8-bit</figcaption><svg class="plot wide-plot" '
+        "<figure><figcaption>Temporal differences by step: shares of the classes (none where a "
+        "step is dense); line: bit operations against dense 8-bit</figcaption>"
+        '<svg class="plot wide-plot" '
         f'viewBox="0 0 {width} {height + 35}" role="img" aria-label="classes by step">'
         + "".join(areas)
         + f'<polyline points="{line}"/><text x="36" y="18" class="end">100 %</text>'
@@ -478,11 +486,11 @@ def _traffic(run: Facts) -> str:
     )
 
 
-def _run(index: int, run: Facts) -> str:
+def _run(index: int, run: Facts, facts: Facts) -> str:
     heat = "".join(_heat(index, name, rows, run) for name, rows in _maps(run))
     return (
         f'<details id="run{index}"{" open" if index == 0 else ""}><summary><h2>{_title(run)}: by '
-        f"layer and step</h2></summary>{_legend()}{_steps(run)}{heat}"
+        f"layer and step</h2></summary>{_rule(facts)}{_legend()}{_steps(run)}{heat}"
         f"<h3>Layers</h3><p>Select a column's head to sort. °: does not depend on the sample, and "
         f"is left out of the means.</p>{_layers(run)}"
         f"<details><summary><h3>Values of each layer</h3></summary>{_values(run)}</details>"
@@ -520,8 +528,14 @@ def _method(facts: Facts) -> str:
         f"Scales: {escape(facts['scales'])}. Rates depend on them: compare only with equal rules.",
         f"Classes: {', '.join(f'{name} {_RANGES[name]}' for name in CLASSES)}. Of activations the "
         "zero point is subtracted.",
-        "Temporal: minus the same tensor one step earlier, from the second step on. Spatial: minus "
-        "the pixel to the left or the token before; the first differs from zero.",
+        "Temporal: minus the same tensor one step earlier. The first step has none and is dense"
+        + (
+            f", and so is each that begins a window with scales of its own (timesteps "
+            f"{', '.join(map(str, facts['windows']))}). "
+            if len(facts["windows"]) > 1
+            else ". "
+        )
+        + "Spatial: minus the pixel to the left or the token before; the first differs from zero.",
         "Products of two activations: the classes are the mean of both operands; temporal bit "
         "operations are the sum of two runs.",
         "Bit operations: zero 0, narrow ½, wide 1, over 1½ of a dense 8×8-bit multiplication.",
