@@ -195,6 +195,7 @@ def analyze(
     name: str = "model",
     exact: onnx.ModelProto | None = None,
     extra: Mapping[str, NDArray[Any]] | None = None,
+    features: onnx.ModelProto | None = None,
     onnxruntime: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
@@ -219,6 +220,9 @@ def analyze(
         The float model, to compare images with.
     extra
         Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
+    features
+        A network from images to features, for the Fréchet distance; by default
+        :func:`ditto.host.quality.features`.
     onnxruntime
         Whether to evaluate by onnxruntime; by default where it is installed.
     on_progress
@@ -299,8 +303,10 @@ def analyze(
         run = _run(setting, sampler.timesteps, statistics, traced, samples, set(costs), config)
         run["seconds"] = round(time.monotonic() - begun, 3)
         runs.append(run)
+    net = quality.features if features is None else _features(features, onnxruntime)
+    count = net(next(iter(result.images.values()))[:1]).shape[1]
     for setting, run in zip(settings, runs, strict=True):
-        run["quality"] = _quality(result, setting)
+        run["quality"] = _quality(result, setting, net)
 
     result.facts = {
         "model": name,
@@ -308,6 +314,11 @@ def analyze(
         "scales": model.metadata.get("ditto.scales", "not said in the file"),
         "samples": samples,
         "seed": seed,
+        "frechet": {
+            "features": count,
+            "net": "random" if features is None else "given",
+            "images_needed": quality.enough(count),
+        },
         "evaluated_by": type(traced.evaluator).__name__.strip("_").lower(),
         "device": {"stands_for": device, "configuration": asdict(config)},
         "in_float": traced.in_float,
@@ -376,7 +387,22 @@ def _apart(layers: Sequence[Any], shapes: Sequence[Any], config: Config) -> dict
     return result
 
 
-def _quality(result: Analysis, setting: Setting) -> dict[str, Any]:
+def _features(proto: onnx.ModelProto, onnxruntime: bool | None) -> quality.Features:
+    """Return a network as a function from images to features."""
+    predict = predictor(proto, "the feature network", onnxruntime=onnxruntime)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    names = [value.name for value in proto.graph.input if value.name not in constants]
+    if len(names) != 1:
+        raise ModelError(f"the feature network must have one input, not {', '.join(names)}")
+
+    def net(images: NDArray[np.float32]) -> NDArray[np.float64]:
+        parts = [predict({names[0]: images[i : i + 16]}) for i in range(0, len(images), 16)]
+        return np.concatenate(parts).reshape(len(images), -1).astype(np.float64)
+
+    return net
+
+
+def _quality(result: Analysis, setting: Setting, net: quality.Features) -> dict[str, Any]:
     """Compare a setting's images with those of the float model and those without threshold."""
     images, plain = result.images[setting], setting._replace(tau=0)
     compared = {}
@@ -384,21 +410,26 @@ def _quality(result: Analysis, setting: Setting) -> dict[str, Any]:
         compared["float"] = result.exact[plain]
     if setting.tau and plain in result.images:
         compared["lossless"] = result.images[plain]
-    return {against: _compare(images, other) for against, other in compared.items()}
+    return {against: _compare(images, other, net) for against, other in compared.items()}
 
 
-def _compare(images: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, Any]:
-    ratios = quality.psnr(images, other)
+def _compare(
+    images: NDArray[np.float32], other: NDArray[np.float32], net: quality.Features
+) -> dict[str, Any]:
+    # Pixels are -1..1; of latents, the largest difference that occurs among them counts.
+    peak = 2.0 if other.shape[1] in (1, 3) else float(np.ptp(other)) or 1.0
+    ratios = quality.psnr(images, other, peak)
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None  # equal images; JSON has no infinity
 
     return {
-        "psnr": finite(quality.decibels(ratios)),
+        "peak": peak,
+        "psnr": finite(quality.decibels(ratios, peak)),
         "psnr_median": finite(float(np.median(ratios))),
         "psnr_worst": finite(float(ratios.min())),
-        "ssim": float(quality.ssim(images, other).mean()),
-        "frechet": quality.frechet(images, other),
+        "ssim": float(quality.ssim(images, other, peak).mean()),
+        "frechet": quality.frechet(images, other, net),
     }
 
 

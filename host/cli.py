@@ -184,6 +184,12 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("--csv", type=Path, metavar="FILE", help="write a row for each run, layer and step")
     add("--float", type=Path, metavar="ONNX", help="float model to compare the images with")
     add(
+        "--features",
+        type=Path,
+        metavar="ONNX",
+        help="network from images to features, for the Fréchet distance (default: random filters)",
+    )
+    add(
         "--steps",
         type=_list(_positive),
         default=[50],
@@ -560,6 +566,7 @@ def _analyze(options: argparse.Namespace) -> int:
                 name=str(path),
                 exact=None if options.float is None else read(options.float),
                 extra=load_inputs(options.inputs) if options.inputs else None,
+                features=None if options.features is None else read(options.features),
                 on_progress=bar,
             )
         facts = result.facts

@@ -282,7 +282,12 @@ def _curve(entry: Facts) -> str:
 
 
 def _pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return images of -1..1 as gray or color values, without a channel axis for gray."""
+    """Return images of -1..1 as gray or color values, without a channel axis for gray.
+
+    Of latents, which have more channels and any range, the first channel from -3 to 3.
+    """
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1] / 3
     values = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     if images.shape[1] == 3:
         return values.transpose(0, 2, 3, 1)
@@ -298,6 +303,10 @@ def _grid(images: NDArray[np.float32], caption: str) -> str:
     )
 
 
+def _black(images: NDArray[np.float32]) -> float:
+    return 1.0 if images.shape[1] in (1, 3) else 3.0
+
+
 def _images(analysis: Analysis) -> str:
     blocks = []
     for key in dict.fromkeys(setting._replace(tau=0) for setting in analysis.images):
@@ -310,11 +319,14 @@ def _images(analysis: Analysis) -> str:
             figures = [_grid(images, f"B: int8{suffix}")]
             if exact is not None:
                 figures.insert(0, _grid(exact, "A: float"))
-                figures.append(_grid(np.abs(images - exact) - 1, f"|A − B|{suffix}"))
+                # Black is no difference, for latents too.
+                figures.append(_grid(np.abs(images - exact) - _black(images), f"|A − B|{suffix}"))
             rows.append(f'<div class="grids">{"".join(figures)}</div>')
         blocks.append(f"<h3>{key.sampler}</h3>{''.join(rows)}")
+    latents = next(iter(analysis.images.values())).shape[1] not in (1, 3)
+    what = " Latents: their first channel, −3…3." if latents else ""
     return (
-        '<section id="images"><h2>Images</h2><p>Each from the same noise.</p>'
+        f'<section id="images"><h2>Images</h2><p>Each from the same noise.{what}</p>'
         f"{''.join(blocks)}</section>"
     )
 
@@ -501,21 +513,26 @@ def _run(index: int, run: Facts, facts: Facts) -> str:
 
 def _method(facts: Facts) -> str:
     compared = [run["quality"].get("float") for run in facts["runs"]]
-    distance = next((c["frechet"] for c in compared if c and c["frechet"] is not None), None)
-    if distance is not None:
+    net = facts["frechet"]
+    if any(c and c["frechet"] is not None for c in compared):
         frechet = "; ".join(
             f"{_title(run)}: {c['frechet']:.2e}"
             for run, c in zip(facts["runs"], compared, strict=True)
             if c and c["frechet"] is not None
         )
-        frechet = (
-            f"{frechet} (16 features of a fixed random convolution; not comparable with other "
-            "feature networks)"
+        frechet += f" ({net['features']} features " + (
+            "of a fixed random convolution; not comparable with other feature networks)"
+            if net["net"] == "random"
+            else "of the network that was given)"
         )
     elif any(compared):
-        frechet = "not enough samples (64 are needed)"
+        frechet = (
+            f"not enough images ({net['images_needed']} are needed for {net['features']} features)"
+        )
     else:
         frechet = "no float model to compare with"
+    peaks = {c["peak"] for run in facts["runs"] for c in run["quality"].values()} or {2.0}
+    peak = ", ".join(f"{value:.3g}" for value in sorted(peaks))
     config = facts["device"]["configuration"]
     array = f"{config['clusters']} clusters × {config['lanes']} lanes × {config['columns']} columns"
     cycles = next((run["cycles"] for run in facts["runs"] if run["cycles"]), None)
@@ -545,7 +562,7 @@ def _method(facts: Facts) -> str:
         "Traffic: plain execution reads inputs and weights and writes outputs; naive differences "
         "also read the previous inputs and outputs and write both back. Accumulators have "
         f"{config['accumulator_bits']} bits.",
-        "PSNR: of the mean squared error over all images, peak 2. SSIM: windows of 7×7. "
+        f"PSNR: of the mean squared error over all images, peak {peak}. SSIM: windows of 7×7. "
         f"Fréchet distance: {frechet}.",
         f"Evaluated by {escape(facts['evaluated_by'])} from the int8 file itself.",
     ]

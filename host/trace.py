@@ -533,8 +533,8 @@ class Traced:
 
 def predictor(
     proto: onnx.ModelProto, name: str, *, onnxruntime: bool | None = None
-) -> Callable[[Mapping[str, NDArray[Any]], int], NDArray[np.float32]]:
-    """Return a model of one output as a function of its inputs and the timestep.
+) -> Callable[..., NDArray[np.float32]]:
+    """Return a model's first output as a function of its inputs, and of the timestep if any.
 
     Parameters
     ----------
@@ -552,7 +552,9 @@ def predictor(
     """
     evaluator = evaluator_of(proto, onnxruntime=onnxruntime)
 
-    def predict(feed: Mapping[str, NDArray[Any]], timestep: int) -> NDArray[np.float32]:
+    def predict(
+        feed: Mapping[str, NDArray[Any]], timestep: int | None = None
+    ) -> NDArray[np.float32]:
         try:
             result = evaluator.run(feed)[0]
         except Exception as error:
@@ -566,7 +568,7 @@ def predictor(
 
 
 def _diverged(
-    proto: onnx.ModelProto, name: str, feed: Mapping[str, NDArray[Any]], timestep: int
+    proto: onnx.ModelProto, name: str, feed: Mapping[str, NDArray[Any]], timestep: int | None
 ) -> str:
     """Say where the values of a model stop being numbers."""
     every = onnx.ModelProto()
@@ -575,7 +577,8 @@ def _diverged(
     del every.graph.output[:]
     every.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
     inputs = {value.name for value in every.graph.input}
-    text = f"{name} makes values that are no numbers at timestep {timestep}"
+    text = f"{name} makes values that are no numbers"
+    text += f" at timestep {timestep}" if timestep is not None else ""
     try:
         given = {key: values for key, values in feed.items() if key in inputs}
         outputs = _Reference(every).run(given)

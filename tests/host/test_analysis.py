@@ -17,7 +17,7 @@ from ditto.host import page
 from ditto.host.advice import advice, thresholds
 from ditto.host.analysis import CLASSES, Analysis, Setting, analyze, neighbour
 from ditto.host.executor import Executor
-from ditto.host.model import Model
+from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.host.samplers import DDIM, Schedule, denoise, inputs_of
 from ditto.host.table import write_csv
@@ -183,6 +183,32 @@ def test_facts(result: Analysis) -> None:
         assert run["means"]["bit_operations"]["temporal"] == pytest.approx(want)
         histogram = run["layers"][0]["temporal"]["histogram"]
         assert sum(histogram["counts"]) == 2 * 36 * (run["steps"] - 1)
+
+
+def test_frechet_distance_by_a_network(denoiser_proto: onnx.ModelProto, make_graph: Any) -> None:
+    g = make_graph()
+    x = g.input("pixels", ["batch", 1, 6, 6])
+    mean = g.node("ReduceMean", x, g.constant([1, 2, 3]), keepdims=0)
+    net = g.model(g.node("Unsqueeze", mean, g.constant([1])))
+
+    def found(samples: int, features: onnx.ModelProto | None) -> Any:
+        facts = analyze(
+            denoiser_proto,
+            [Setting(2)],
+            config=config_of(denoiser_proto),
+            samples=samples,
+            exact=denoiser_proto,
+            features=features,
+        ).facts
+        return facts["frechet"], facts["runs"][0]["quality"]["float"]["frechet"]
+
+    given = {"features": 1, "net": "given", "images_needed": 4}
+    # The network that is compared with itself.
+    assert found(4, net) == (given, pytest.approx(0, abs=1e-9))
+    assert found(3, net) == (given, None)
+    assert found(3, None) == ({"features": 16, "net": "random", "images_needed": 64}, None)
+    with pytest.raises(ModelError, match="the feature network must have one input, not sample, t"):
+        found(4, denoiser_proto)
 
 
 def test_thresholds(result: Analysis) -> None:
