@@ -495,7 +495,7 @@ def _bar(console: "Console", quiet: bool) -> Iterator[Callable[[int, int, str], 
     from rich.progress import Progress
 
     with Progress(console=console) as progress:
-        task = progress.add_task("")
+        task = progress.add_task("reading", total=None)
         yield lambda done, total, what: progress.update(
             task, completed=done, total=total, description=what
         )
@@ -548,18 +548,17 @@ def _analyze(options: argparse.Namespace) -> int:
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("report, JSON and CSV cannot be the same file")
     path = options.model or _demo_model()
-    proto = read(path)
-    schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
-    _check_steps(max(options.steps), schedule.train_steps)
-    given_by = product(options.steps, options.eta, options.tau, [_sampler(options)])
-    settings = [Setting(*values) for values in given_by]
     console = _console()
     with ExitStack() as stack:
-        outputs = [stack.enter_context(OutputFile(path)) for path in given]
         with _bar(console, options.quiet) as bar:
+            proto = read(path)
+            schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
+            _check_steps(max(options.steps), schedule.train_steps)
+            given_by = product(options.steps, options.eta, options.tau, [_sampler(options)])
+            outputs = [stack.enter_context(OutputFile(path)) for path in given]
             result = analyze(
                 proto,
-                settings,
+                [Setting(*values) for values in given_by],
                 config=config,
                 samples=options.samples,
                 seed=options.seed,
@@ -841,6 +840,12 @@ def _denoise(options: argparse.Namespace) -> int:
     if shape[1] != 1:
         raise ModelError(
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
+        )
+    if "ditto.windows" in model.metadata:
+        logging.getLogger("ditto").warning(
+            "%s has windows with scales of their own; a device draws with those that hold for all "
+            "timesteps",
+            path,
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)

@@ -287,7 +287,7 @@ def _pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     Of latents, which have more channels and any range, the first channel from -3 to 3.
     """
     if images.shape[1] not in (1, 3):
-        images = images[:, :1] / 3
+        images = images[:, :1] / np.float32(3)
     values = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     if images.shape[1] == 3:
         return values.transpose(0, 2, 3, 1)
@@ -303,8 +303,8 @@ def _grid(images: NDArray[np.float32], caption: str) -> str:
     )
 
 
-def _black(images: NDArray[np.float32]) -> float:
-    return 1.0 if images.shape[1] in (1, 3) else 3.0
+def _black(images: NDArray[np.float32]) -> np.float32:
+    return np.float32(1 if images.shape[1] in (1, 3) else 3)
 
 
 def _images(analysis: Analysis) -> str:

@@ -270,6 +270,25 @@ def test_page_is_whole_and_needs_nothing_else(result: Analysis, tmp_path: Path) 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
+def browse(page: Path, *words: str) -> str:
+    """Open a page in a browser of its own; return what it prints."""
+    assert CHROMIUM is not None
+    quiet = ["first-run", "default-browser-check", "pdf-header-footer", "sandbox"]
+    quiet = [f"--no-{name}" for name in quiet]
+    quiet += [
+        f"--disable-{n}" for n in ("gpu", "background-networking", "component-update", "sync")
+    ]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    done = subprocess.run(
+        [CHROMIUM, "--headless", *quiet, profile, *words, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
@@ -290,12 +309,9 @@ def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
     </script>"""
     path = tmp_path / "page.html"
     path.write_text(page.render(result).replace("</html>", probe + "</html>"), "utf-8")
-    assert CHROMIUM is not None
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
-    found = re.search(r"\[([^\]]*)\|([^\]]*)\]\[([^\]]*)\]\[([^\]]*)\]", done.stdout)
-    assert found is not None, done.stderr
+    output = browse(path, "--window-size=500,800", "--dump-dom")
+    found = re.search(r"\[([^\]]*)\|([^\]]*)\]\[([^\]]*)\]\[([^\]]*)\]", output)
+    assert found is not None, output
     layers = result.facts["runs"][0]["layers"]
     zeros = sorted((layer["temporal"]["zero"] for layer in layers), reverse=True)
     texts = [f"{100 * zero:.1f}" for zero in zeros]
@@ -305,3 +321,13 @@ def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
     zero = round(100 * last["by_step"]["temporal"]["zero"][-1], 1)
     assert found[3] == f"{last['name']}, step 3: {zero:g} %"
     assert int(found[4]) <= 0
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_page_on_paper(result: Analysis, tmp_path: Path) -> None:
+    """What is closed on the screen is not printed: a few pages, however many runs."""
+    path, paper = tmp_path / "page.html", tmp_path / "page.pdf"
+    path.write_text(page.render(result), "utf-8")
+    browse(path, f"--print-to-pdf={paper}")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes())) <= 6

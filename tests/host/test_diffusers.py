@@ -131,6 +131,10 @@ def test_from_a_pipeline_to_a_report(
     fixed = [e for e in layers if not e["counted"] and e["sizes"].startswith(f"{TOKENS} x 12")]
     assert bool(fixed) == (kind == "UNet2DConditionModel")
     assert all(e["temporal"]["zero"] == 1 for e in fixed)
+    words += ["--scheduler", str(folder)]
+    assert main(words) == 0, capsys.readouterr().err
+    run = json.loads(facts.read_text())["runs"][0]
+    assert run["sampler"] == "DDIMScheduler of diffusers, 3 steps"
     properties = {p.key: p.value for p in onnx.load(target).metadata_props}
     assert properties["ditto.schedule"] == "scaled_linear"
     assert properties["ditto.beta_end"] == "0.012" and properties["ditto.clip_sample"] == "1"

@@ -129,3 +129,19 @@ def test_quantize_with_windows(
     words = ["analyze", str(target), "--steps", "4", "--samples", "2", "-o", str(report), "-q"]
     assert main(words) == 0
     assert "2 windows from timesteps 500, 0" in report.read_text("utf-8")
+
+
+def test_a_device_says_that_it_has_no_windows(
+    denoiser_proto: onnx.ModelProto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = []
+    for proto in (denoiser_proto, halves(denoiser_proto)):
+        onnx.save(proto, tmp_path / "m.onnx")
+        image = tmp_path / "a.png"
+        words = ["denoise", tmp_path / "m.onnx", "--board", "golden", "-o", image, "-q"]
+        assert main([*map(str, words), "--steps", "2", "--samples", "1"]) == 0
+        images.append(image.read_bytes())
+    assert images[0] == images[1]
+    assert (
+        "has windows with scales of their own; a device draws with those that hold" in caplog.text
+    )
