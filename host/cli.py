@@ -505,9 +505,10 @@ def _quantize(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ditto.host.output import OutputFile
-    from ditto.host.quantize import draw_calibration, load_calibration, quantize
+    from ditto.host.quantize import draw_calibration, load_calibration, quantize, require
     from ditto.host.samplers import load_inputs
 
+    require()  # before trajectories are drawn for it
     if options.calibration and options.inputs:
         raise UsageError("--calibration holds all inputs of the model; --inputs goes without it")
     # The bar goes to standard error: onnxruntime prints to the other one, which is closed to it.

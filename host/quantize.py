@@ -31,6 +31,7 @@ __all__ = [
     "draw_calibration",
     "load_calibration",
     "quantize",
+    "require",
 ]
 
 METHODS = {"max": "max-abs", "percentile": "99.9th percentile"}
@@ -51,6 +52,16 @@ OnFeed = Callable[[int, int], None]
 
 class QuantizeError(Exception):
     """A model or calibration data that cannot be used, or a missing onnxruntime."""
+
+
+def require() -> None:
+    """Raise :class:`QuantizeError` if what quantizing needs is not installed."""
+    try:
+        import onnxruntime.quantization  # noqa: F401
+    except ImportError:
+        raise QuantizeError(
+            "quantizing needs onnxruntime: pip install 'ditto-accel[quantize]'"
+        ) from None
 
 
 def load_calibration(path: Path | str) -> dict[str, NDArray[Any]]:
@@ -190,13 +201,9 @@ def quantize(
     QuantizeError
         If the model or the calibration data cannot be used.
     """
-    try:
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError:
-        raise QuantizeError(
-            "quantizing needs onnxruntime: pip install 'ditto-accel[quantize]'"
-        ) from None
+    require()
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")

@@ -29,9 +29,8 @@ RATES = {
     "digits8-unet-attention": ((45.4, 53.3, 1.4), (1.3, 21.7, 77.0), (15.1, 32.4, 52.3)),
 }
 
-
-# Bit operations in % of dense 8-bit, of activations, spatial and temporal differences, of each model
-# by steps and eta: and zero, narrow, wide in % of the temporal differences.
+# By steps and eta: zero, narrow, wide of temporal differences; and bit operations against dense
+# 8-bit of activations, spatial and temporal differences; all in %.
 SETTINGS = {
     "mnist28-dit": {
         (20, 0): ((31.3, 63.6, 5.1), (79.2, 73.4, 45.4)),
