@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.host import quality
 from ditto.host.costs import LayerCosts
-from ditto.host.model import Model, ModelError
+from ditto.host.model import Linear, Model, ModelError
 from ditto.host.program import PlacementError, Program, suggest
 from ditto.host.samplers import Sampler, Schedule, inputs_of, sampler_of
 from ditto.host.trace import Step, Traced, draw_batch, predictor
@@ -356,7 +356,9 @@ def _exact(
 def _costs(model: Model, traced: Traced, config: Config) -> tuple[dict[str, LayerCosts], str]:
     """Place the layers on a device; return their costs, and what device that is."""
     operand = {reader.name: reader.operands[0] for reader in traced.products}
-    layers = [layer for layer in model.layers if layer.name in operand]
+    layers = [
+        layer for layer in model.layers if isinstance(layer, Linear) and layer.name in operand
+    ]
     shapes = [traced.tensors[operand[layer.name]].shape for layer in layers]
     try:
         program, device = Program(layers, shapes, config), "the device as configured"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -273,6 +274,20 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="N",
         help="leave differences of at most N in the residual; 0 is exact (default: 0)",
     )
+    add(
+        "--inputs",
+        type=Path,
+        metavar="NPZ",
+        help="one array for each input of the model besides sample, timestep and label, such as an "
+        "encoded text; with --guidance in a batch of two, the first without condition",
+    )
+    add(
+        "--guidance",
+        type=_number(float, math.isfinite, "a number"),
+        metavar="SCALE",
+        help="evaluate the model without condition, too, and go this far along the difference",
+    )
+    add("--null-label", type=_natural, metavar="N", help="label that stands for no condition")
     add(
         "--check",
         action="store_true",
@@ -824,11 +839,12 @@ def _denoise(options: argparse.Namespace) -> int:
     from ditto.hdl.protocol import Mode
     from ditto.host import png
     from ditto.host.boards import BOARDS, BoardError, open_device
+    from ditto.host.conditioning import Conditioning
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
     from ditto.host.report import report
-    from ditto.host.samplers import Schedule, inputs_of, sampler_of
+    from ditto.host.samplers import Schedule, load_inputs, sampler_of
     from ditto.host.session import draw
 
     if options.board not in BOARDS:
@@ -837,7 +853,9 @@ def _denoise(options: argparse.Namespace) -> int:
         raise UsageError("the image and the JSON file cannot be the same file")
     path = options.model or _demo_model()
     model = Model.load(path)
-    shape, _ = inputs_of(model)
+    inputs = None if options.inputs is None else load_inputs(options.inputs)
+    given = Conditioning(model, inputs, guidance=options.guidance, null_label=options.null_label)
+    shape = given.shape
     if shape[1] != 1:
         raise ModelError(
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
@@ -851,7 +869,8 @@ def _denoise(options: argparse.Namespace) -> int:
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
     sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
-    program = Program(model.layers, model.shapes(), config)
+    shapes = model.shapes(given.inputs(0, np.zeros(shape, np.float32), 0, 0))
+    program = Program(model.layers, shapes, config, states=given.states)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
 
     console = _console()
@@ -870,12 +889,14 @@ def _denoise(options: argparse.Namespace) -> int:
             check=options.check,
             jobs=jobs,
             tau=options.tau,
+            conditioning=given,
             on_step=on_step,
         )
         facts = report(
             drawing,
             program,
             sampler.timesteps,
+            on_host=model.on_host,
             model=str(path),
             board=options.board,
             mode=options.mode,
@@ -883,6 +904,7 @@ def _denoise(options: argparse.Namespace) -> int:
             seed=options.seed,
             eta=options.eta,
             tau=options.tau,
+            guidance=options.guidance,
             checked=options.check,
         )
         pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
@@ -978,6 +1000,11 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
         f"not used: {lost['columns']} columns without a channel, {lost['row']} lanes at a row's "
         f"end, {lost['item']} gaps, {lost['cluster']} clusters that are done"
     )
+    host = facts["host"]
+    first = [f"{name} {100 * share:.1f} %" for name, share in list(host["operators"].items())[:4]]
+    print(f"host: {100 * host['share']:.1f} % of the time in its own operators: {', '.join(first)}")
+    for name, reason in host["layers"].items():
+        print(f"on the host: {name} ({reason})")
     count, seconds = facts["samples"] * len(facts["steps"]), facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
     print(f" ({seconds / count:.3f} s per step)")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
+from ditto.host.layers import Linear
 from ditto.host.program import Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
 from ditto.sim.golden import items, shares, taps
@@ -46,15 +47,18 @@ class LayerCosts:
         deltas
             Of shape (samples, ...): the samples' input tensors as the model has them.
         """
-        layer, lowered = self._placement.layer, self._placement.lowered
-        counts = self._items[deltas + np.int16(_REACH)]
-        counts = counts.sum(axis=1 if layer.kind == "conv" else -1, dtype=np.int64)
-        counts = counts.reshape(len(deltas), -1)  # of every sample and position
-        if lowered.gather is not None:
-            counts = _pad(counts)[:, lowered.gather].sum(axis=-1)
+        layer = self._placement.layer
+        assert isinstance(layer, Linear)
+        axis = 1 if layer.kind == "conv" else layer.axes[0]
+        values = np.moveaxis(self._items[deltas + np.int16(_REACH)], axis, -1)
         total = np.zeros(len(deltas), np.int64)
-        for band in self._placement.bands:
-            total += self._band(band.entry, counts[:, band.inputs])
+        for part in self._placement.parts:
+            counts = values[..., part.lowered.takes].sum(axis=-1, dtype=np.int64)
+            counts = counts.reshape(len(deltas), -1)  # of every sample and position
+            if part.lowered.gather is not None:
+                counts = _pad(counts)[:, part.lowered.gather].sum(axis=-1)
+            for band in part.bands:
+                total += self._band(band.entry, counts[:, band.inputs])
         return total
 
     def _band(self, entry: dict[str, int], counts: NDArray[np.int64]) -> NDArray[np.int64]:

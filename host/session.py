@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Mode
+from ditto.host.conditioning import Conditioning
 from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
-from ditto.host.samplers import Sampler, denoise, inputs_of
+from ditto.host.samplers import Sampler, denoise
 
 __all__ = ["Drawing", "OnStep", "draw"]
 
@@ -41,6 +43,10 @@ class Drawing:
         Clock cycles of all devices in this time, if they tell.
     resent
         Commands that had to be sent more than once.
+    host_seconds
+        Time that the operators took that stay on the host, by operator; of all devices' hosts.
+    layer_seconds
+        Time that the layers took, in the same sense.
     """
 
     images: NDArray[np.float32]
@@ -48,6 +54,8 @@ class Drawing:
     seconds: float = 0.0
     clock_cycles: int | None = None
     resent: int = 0
+    host_seconds: Counter[str] = field(default_factory=Counter)
+    layer_seconds: float = 0.0
 
 
 def draw(
@@ -62,6 +70,7 @@ def draw(
     check: bool = False,
     jobs: int = 1,
     tau: int = 0,
+    conditioning: Conditioning | None = None,
     on_step: OnStep | None = None,
 ) -> Drawing:
     """Draw samples one after another on each of ``jobs`` devices.
@@ -89,6 +98,8 @@ def draw(
         Number of devices.
     tau
         Differences of at most this magnitude are left in the residual; 0 is exact.
+    conditioning
+        Inputs that are the same in every step, and guidance; the program has as many states.
     on_step
         Called after each step, by one thread at a time.
 
@@ -97,7 +108,8 @@ def draw(
     MismatchError
         If a device differs from the golden model, and ``check`` is on.
     """
-    shape, make_inputs = inputs_of(model)
+    given = conditioning or Conditioning(model)
+    shape = given.shape
     classes = max(sampler.schedule.classes, 1)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for sample in range(samples):
@@ -113,13 +125,21 @@ def draw(
             try:
                 sample = todo.get_nowait()
             except queue.Empty:
+                with lock:
+                    result.host_seconds += own.host_seconds
+                    result.layer_seconds += own.layer_seconds
                 return
             executor.begin()
 
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
             ) -> NDArray[np.float32]:
-                return executor.step(make_inputs(x, timestep, label))[0]
+                return given.combine(
+                    [
+                        executor.step(given.inputs(state, x, timestep, label), state)[0]
+                        for state in range(given.states)
+                    ]
+                )
 
             def after(
                 step: int, timestep: int, state: dict[str, Any], sample: int = sample

@@ -129,8 +129,9 @@ def test_counts(denoiser_proto: onnx.ModelProto) -> None:
         entries = [band.entry for band in placement.bands]
         deltas = sum(entry["positions"] * entry["channels"] for entry in entries)
         assert counters.zero + counters.narrow + counters.wide == deltas
-        copies = placement.copies(config)
-        assert run.products * copies == counters.items * placement.lowered.layer.outputs
+        (part,) = placement.parts
+        copies = part.copies(config)
+        assert run.products * copies == counters.items * part.lowered.layer.outputs
         assert run.products <= config.multipliers * counters.cycles
 
 

@@ -122,15 +122,14 @@ def unsupported(g: Any, kind: str) -> tuple[str, str]:
     """Add a layer that the device cannot take; return its output and the reason."""
     x = g.quantized(g.input("x", [1, 4, 6, 6]))
     scales = [0.01] * 4
-    if kind == "groups":
-        w = g.weights(integers(4, 2, 3, 3), scales)
-        return g.node("Conv", x, w, name="odd", group=2), "2 groups"
-    if kind == "asymmetric":
-        return g.node("Conv", x, g.weights(integers(4, 4, 1, 1), 0.1, zero=3), name="odd"), "zero"
-    if kind == "dynamic":
-        y = g.node("Transpose", x, perm=[0, 1, 3, 2])
-        y = g.node("MatMul", x, g.quantized(y), name="odd")
-        return y, "multiplies two activations"
+    if kind == "cubes":
+        w = g.weights(integers(4, 4, 3, 3, 3), scales)
+        x = g.node("Unsqueeze", x, g.constant([2]))
+        y = g.node("Conv", x, w, name="odd", pads=[1] * 6)
+        return g.node("Squeeze", y, g.constant([2])), "over 3 dimensions"
+    if kind == "same":
+        w = g.weights(integers(4, 4, 3, 3), scales)
+        return g.node("Conv", x, w, name="odd", auto_pad="SAME_UPPER"), "padding is SAME_UPPER"
     if kind == "float":
         w = g.constant(RNG.standard_normal((4, 4, 1, 1)), np.float32)
         return g.node("Conv", x, w, name="odd"), "weights are not quantized"
@@ -140,9 +139,9 @@ def unsupported(g: Any, kind: str) -> tuple[str, str]:
     if kind == "padded":
         w = g.weights(integers(4, 4, 1, 1), scales)
         return g.node("Conv", x, w, name="odd", pads=[1, 1, 1, 1]), "padding"
-    if kind == "transposed":
-        w = g.weights(integers(4, 4, 2, 2), [0.01] * 4)
-        return g.node("ConvTranspose", x, w, name="odd"), "not an operator of the device"
+    if kind == "shaped":
+        w = g.weights(integers(4, 4, 2, 2), [0.01] * 4, axis=1)
+        return g.node("ConvTranspose", x, w, name="odd", output_shape=[7, 7]), "output_shape"
     assert kind == "input axis"
     w = g.weights(integers(6, 6), [0.01] * 6, axis=0)
     return g.node("MatMul", x, w, name="odd"), "axis 0"
@@ -150,7 +149,7 @@ def unsupported(g: Any, kind: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "kind",
-    "groups asymmetric dynamic float wide padded transposed".split() + ["input axis"],
+    "cubes same float wide padded shaped".split() + ["input axis"],
 )
 def test_unsupported_layers_run_on_the_host_and_say_so_once(
     make_graph: Any, kind: str, caplog: pytest.LogCaptureFixture
@@ -193,8 +192,8 @@ def test_cut_file(denoiser_file: Path) -> None:
 
 def test_no_layer_for_the_device(make_graph: Any) -> None:
     g = make_graph()
-    odd, _ = unsupported(g, "groups")
-    with pytest.raises(ModelError, match=r"no layer that the device can take \(odd: .*2 groups\)"):
+    odd, _ = unsupported(g, "float")
+    with pytest.raises(ModelError, match=r"no layer that the device can take \(odd: .*not quantiz"):
         Model(g.model(odd))
 
 
