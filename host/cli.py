@@ -860,12 +860,6 @@ def _denoise(options: argparse.Namespace) -> int:
         raise ModelError(
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
         )
-    if "ditto.windows" in model.metadata:
-        logging.getLogger("ditto").warning(
-            "%s has windows with scales of their own; a device draws with those that hold for all "
-            "timesteps",
-            path,
-        )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
     sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)

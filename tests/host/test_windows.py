@@ -9,14 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from ditto.hdl.config import demo
+from ditto.hdl.config import Config, demo
+from ditto.hdl.protocol import Mode
 from ditto.host.analysis import Setting, analyze
 from ditto.host.cli import main
 from ditto.host.model import Model, ModelError
+from ditto.host.program import Program, suggest
 from ditto.host.quantize import QuantizeError, quantize
 from ditto.host.samplers import Schedule, inputs_of, sampler_of
+from ditto.host.session import draw
 from ditto.host.trace import draw_batch, evaluator_of
 from ditto.host.windows import PROPERTY, Windows, activation_scales
+from ditto.sim.golden import Golden
 
 
 def with_windows(proto: onnx.ModelProto, parts: Any) -> onnx.ModelProto:
@@ -131,17 +135,40 @@ def test_quantize_with_windows(
     assert "2 windows from timesteps 500, 0" in report.read_text("utf-8")
 
 
-def test_a_device_says_that_it_has_no_windows(
-    denoiser_proto: onnx.ModelProto, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    images = []
-    for proto in (denoiser_proto, halves(denoiser_proto)):
-        onnx.save(proto, tmp_path / "m.onnx")
-        image = tmp_path / "a.png"
-        words = ["denoise", tmp_path / "m.onnx", "--board", "golden", "-o", image, "-q"]
-        assert main([*map(str, words), "--steps", "2", "--samples", "1"]) == 0
-        images.append(image.read_bytes())
-    assert images[0] == images[1]
-    assert (
-        "has windows with scales of their own; a device draws with those that hold" in caplog.text
+@pytest.mark.parametrize("tau", [0, 2])
+def test_windows_on_a_device(denoiser_proto: onnx.ModelProto, tau: int) -> None:
+    """The device draws what is analyzed, with a dense step where the window changes."""
+    proto = halves(denoiser_proto)
+    model = Model(proto)
+    base = Config(clusters=2, columns=4, positions=64, channels=18, item_depth=4096)
+    config = suggest(model.layers, model.shapes(), base)
+    program = Program(model.layers, model.shapes(), config)
+    sampler = sampler_of("ddim", Schedule(), steps=6)
+    drawing = draw(
+        model, program, lambda: Golden(config), sampler, samples=2, check=True, jobs=2, tau=tau
     )
+    for runs in drawing.runs:
+        dense = {run.step for run in runs if run.mode is Mode.DENSE}
+        assert dense == {0, 4} and {run.step for run in runs} == set(range(6))
+    setting = Setting(6, tau=tau)
+    result = analyze(proto, [setting], config=config, samples=2, onnxruntime=False)
+    np.testing.assert_allclose(result.images[setting], drawing.images, atol=1e-4)
+    layers = result.facts["runs"][0]["layers"]
+    for index, layer in enumerate(model.layers):
+        (entry,) = (entry for entry in layers if entry["name"] == layer.name)
+        cycles = sum(
+            run.counters.cycles for runs in drawing.runs for run in runs if run.layer == index
+        )
+        # A device's biases are multiples of the window's scales; one value may fall elsewhere.
+        assert entry["cycles"]["temporal"] == pytest.approx(cycles / 12, rel=0.01)
+
+
+def test_denoise_with_windows(denoiser_proto: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(halves(denoiser_proto), tmp_path / "m.onnx")
+    counts = tmp_path / "a.json"
+    words = ["denoise", tmp_path / "m.onnx", "--board", "golden", "-o", tmp_path / "a.png", "-q"]
+    words += ["--json", counts, "--steps", "4", "--samples", "1", "--check"]
+    assert main([*map(str, words)]) == 0
+    # 999, 666 | 333, 0
+    steps = json.loads(counts.read_text())["steps"]
+    assert [step["ratio"] == 1 for step in steps] == [True, False, True, False]
