@@ -192,7 +192,10 @@ def _layer(
         "kind": kind,
         "sizes": sizes,
         "macs": macs(placement) * count,
-        "link_bytes_in": total.counters.zero + total.counters.narrow + total.counters.wide,
+        "link_bytes_in": total.counters.zero
+        + total.counters.narrow
+        + total.counters.wide
+        + sum(run.weight_bytes for run in runs),
         "link_bytes_out": sum(
             _read_bytes(part, band, config) for part in placement.parts for band in part.bands
         )

@@ -96,7 +96,7 @@ class Conditioning:
         if self.guidance is None:
             return predictions[0]
         without, condition = predictions
-        return without + np.float32(self.guidance) * (condition - without)
+        return (without + np.float32(self.guidance) * (condition - without)).astype(np.float32)
 
 
 def _null_label(model: Model) -> int | None:

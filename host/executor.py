@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Counters, Mode
-from ditto.host.device import Accelerator
+from ditto.host.device import Accelerator, word_bytes
 from ditto.host.layers import Linear, Product
 from ditto.host.model import Model, ModelError
 from ditto.host.narrow import narrow_activation, times
@@ -60,6 +60,8 @@ class LayerRun(NamedTuple):
     dense_cycles: int
     #: Products of a nonzero digit with a weight of a real output channel.
     products: int
+    #: Bytes of activations that were written as weights.
+    weight_bytes: int = 0
 
 
 class _Taken(NamedTuple):
@@ -67,10 +69,15 @@ class _Taken(NamedTuple):
 
     counters: Counters = Counters()
     products: int = 0
+    weight_bytes: int = 0
 
     def plus(self, other: "_Taken") -> "_Taken":
         """Add up."""
-        return _Taken(self.counters + other.counters, self.products + other.products)
+        return _Taken(
+            self.counters + other.counters,
+            self.products + other.products,
+            self.weight_bytes + other.weight_bytes,
+        )
 
 
 class _Run(NamedTuple):
@@ -311,7 +318,7 @@ class Executor:
             given = layer.left if run.side else layer.right
             part = placement.of_product(run.head, run.side)
             weights = narrow_activation(run.weights, given, self.program.config)
-            self._write(part, weights.T[:, None, :])
+            taken = taken.plus(_Taken(weight_bytes=self._write(part, weights.T[:, None, :])))
             got, own = self._part(placement, part, run.mode, run.deltas, run)
             taken = taken.plus(own)
             new.sums[run.side][run.head] = got
@@ -369,21 +376,24 @@ class Executor:
     def _note(self, index: int, mode: Mode, taken: _Taken, dense_cycles: int) -> None:
         """Remember what a layer took."""
         step = self._states[self._state].step
-        self.runs.append(LayerRun(step, index, mode, taken.counters, dense_cycles, taken.products))
+        counts = taken.counters, dense_cycles, taken.products, taken.weight_bytes
+        self.runs.append(LayerRun(step, index, mode, *counts))
 
     def _devices(self) -> list[Accelerator]:
         return [self.device] if self._golden is None else [self.device, self._golden]
 
-    def _write(self, part: Part, weights: NDArray[np.int64]) -> None:
-        """Write an activation as weights, unless it is there already."""
+    def _write(self, part: Part, weights: NDArray[np.int64]) -> int:
+        """Write an activation as weights, unless it is there already; return the bytes."""
         base = part.states[self._state][0].entry["weight_base"]
         if part.lowered.is_kept:
             there = self._kept.get(base)
             if there is not None and np.array_equal(there, weights):
-                return
+                return 0
             self._kept[base] = weights
         for device in self._devices():
             part.write(device, self._state, weights)
+        config = self.program.config
+        return part.weight_words(config) * word_bytes(config.columns, config.weight_bits)
 
     def _part(
         self,

@@ -7,7 +7,7 @@ and matrix product with quantized operands becomes a layer for the device, see
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Model:
         The layers for the device, in the order of the graph.
     on_host : dict of str to str
         Convolutions and matrix products that stay on the host, and why.
-    host_seconds : Counter of str
+    host_seconds : dict of str to float
         Time that the host's operators took so far, by operator.
     layer_seconds : float
         Time that the layers took so far.
@@ -257,7 +257,7 @@ class Model:
     def _begin(self) -> None:
         """Make the evaluator, and begin to measure."""
         self._accelerate: Accelerate | None = None
-        self.host_seconds: Counter[str] = Counter()
+        self.host_seconds: defaultdict[str, float] = defaultdict(float)
         self.layer_seconds = 0.0
         model = self
 

@@ -66,6 +66,11 @@ class Part:
         """Return how often a work item of one output position is worked off."""
         return config.clusters // self.split * self.tiles
 
+    def weight_words(self, config: Config) -> int:
+        """Return the words of its weights in all clusters."""
+        layer = self.lowered.layer
+        return config.clusters * self.tiles * layer.taps * layer.channels
+
     def words(self, weights: NDArray[Any], config: Config) -> NDArray[np.int64]:
         """Lay out weights of shape (outputs, taps, channels): (clusters, rows, columns)."""
         groups = config.clusters // self.split

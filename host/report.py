@@ -146,11 +146,12 @@ def report(
 
 def _host(drawing: Drawing, on_host: Mapping[str, str]) -> dict[str, Any]:
     """Return what the host did itself: its operators' share of the time, and layers among them."""
-    seconds = drawing.host_seconds
-    total = max(seconds.total() + drawing.layer_seconds, 1e-9)
+    took = dict(sorted(drawing.host_seconds.items(), key=lambda item: -item[1]))
+    own = sum(took.values())
+    total = max(own + drawing.layer_seconds, 1e-9)
     return {
-        "share": seconds.total() / total,
-        "operators": {name: took / total for name, took in seconds.most_common()},
+        "share": own / total,
+        "operators": {name: seconds / total for name, seconds in took.items()},
         "layers": dict(on_host),
     }
 

@@ -3,7 +3,6 @@
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -54,7 +53,7 @@ class Drawing:
     seconds: float = 0.0
     clock_cycles: int | None = None
     resent: int = 0
-    host_seconds: Counter[str] = field(default_factory=Counter)
+    host_seconds: dict[str, float] = field(default_factory=dict)
     layer_seconds: float = 0.0
 
 
@@ -137,7 +136,9 @@ def draw(
             except queue.Empty:
                 with lock:
                     for part in own:
-                        result.host_seconds += part.host_seconds
+                        for name, took in part.host_seconds.items():
+                            before = result.host_seconds.get(name, 0.0)
+                            result.host_seconds[name] = before + took
                         result.layer_seconds += part.layer_seconds
                 return
             executor.begin()

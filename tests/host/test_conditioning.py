@@ -153,7 +153,7 @@ def test_the_label_of_no_condition(make_graph: Any, said: str) -> None:
     x = np.zeros((1, 1, 4, 4), np.float32)
     labels = [given.inputs(state, x, 5, 3)["label"].tolist() for state in range(2)]
     assert labels == [[10], [3]]
-    a, b = np.float32([1, 2]), np.float32([2, 0])
+    a, b = np.array([1, 2], np.float32), np.array([2, 0], np.float32)
     assert given.combine([a, b]).tolist() == [3, -2]
     # Without guidance, the label is the sample's.
     alone = Conditioning(model, {"text": TEXT[1]})

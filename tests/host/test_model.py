@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ditto.hdl.config import Config
 from ditto.host.executor import Executor
+from ditto.host.layers import Linear
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.sim.golden import Golden
@@ -72,7 +73,8 @@ def test_convolution_with_float_bias_rounds_it(make_graph: Any) -> None:
     x = g.quantized(g.input("x", [1, 2, 3, 3]), 0.5)
     bias = g.constant([1.24, -7.3], np.float32)
     y = g.node("Conv", x, g.weights(integers(2, 2, 1, 1), [0.5, 0.25]), bias)
-    assert Model(g.model(y)).layers[0].bias.tolist() == [5, -58]
+    (layer,) = Model(g.model(y)).layers
+    assert isinstance(layer, Linear) and layer.bias.tolist() == [5, -58]
 
 
 def test_bias_of_another_scale_is_converted(make_graph: Any) -> None:
@@ -80,7 +82,8 @@ def test_bias_of_another_scale_is_converted(make_graph: Any) -> None:
     x = g.quantized(g.input("x", [1, 2, 3, 3]), 0.5)
     bias = g.bias(np.array([100, -100]), 0.125)
     y = g.node("Conv", x, g.weights(integers(2, 2, 1, 1), [0.5, 0.25]), bias)
-    assert Model(g.model(y)).layers[0].bias.tolist() == [50, -100]
+    (layer,) = Model(g.model(y)).layers
+    assert isinstance(layer, Linear) and layer.bias.tolist() == [50, -100]
 
 
 @pytest.mark.parametrize("transposed", [0, 1])

@@ -182,6 +182,8 @@ def test_a_fixed_operand_takes_no_second_run_and_is_written_once(make_graph: Any
     written.clear()
     runs = steps_of(executor, steps)
     assert len(written) == 2 * CONFIG.clusters  # two heads
+    words = sum(part.weight_words(executor.program.config) for part in placement.parts)
+    assert [run.weight_bytes for run in runs] == [4 * words, 0, 0, 0]
     assert {run.mode for run in runs[1:]} == {Mode.TEMPORAL}
     # Another sample has another context; one that changes within a sample is still right.
     executor.begin()
@@ -235,8 +237,10 @@ class Faulty(Golden):
 
     reads = 0
 
-    def read_accumulators(self, *arguments: Any) -> NDArray[np.int64]:
-        words = super().read_accumulators(*arguments)
+    def read_accumulators(
+        self, row: int, count: int, columns: int | None = None
+    ) -> NDArray[np.int64]:
+        words = super().read_accumulators(row, count, columns)
         self.reads += 1
         if self.reads == 3:
             words[0, 0, 0] ^= 1

@@ -13,6 +13,7 @@ from ditto.hdl.config import Config, demo
 from ditto.hdl.protocol import Mode
 from ditto.host.analysis import Setting, analyze
 from ditto.host.cli import main
+from ditto.host.layers import Linear
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.host.quantize import QuantizeError, quantize
@@ -119,9 +120,9 @@ def test_quantize_with_windows(
     rule = {entry.key: entry.value for entry in windowed.metadata_props}["ditto.scales"]
     assert rule == "max-abs, 4 windows from timesteps 750, 500, 250, 0"
     # The weights are those of the model without windows.
-    assert Model(windows.apply(windowed, 0)).layers[0].weights.tolist() == (
-        Model(plain).layers[0].weights.tolist()
-    )
+    first, same = Model(windows.apply(windowed, 0)).layers[0], Model(plain).layers[0]
+    assert isinstance(first, Linear) and isinstance(same, Linear)
+    assert first.weights.tolist() == same.weights.tolist()
     with pytest.raises(QuantizeError, match="no calibration sample is of the timesteps 500 to 999"):
         few = {name: values[:20] for name, values in data.items()}
         quantize(source, few, windows=2)
