@@ -161,6 +161,14 @@ def _add_quantize(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="max",
         help="where a scale ends: the largest magnitude, or the 99.9th percentile (default: max)",
     )
+    add(
+        "--windows",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="parts of the trajectory with activation scales of their own (default: 1)",
+    )
+    _add_inputs(parser)
 
 
 def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -179,6 +187,12 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write the same figures as JSON")
     add("--csv", type=Path, metavar="FILE", help="write a row for each run, layer and step")
     add("--float", type=Path, metavar="ONNX", help="float model to compare the images with")
+    add(
+        "--features",
+        type=Path,
+        metavar="ONNX",
+        help="network from images to features, for the Fréchet distance (default: random filters)",
+    )
     add(
         "--steps",
         type=_list(_positive),
@@ -211,7 +225,18 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     add("--samples", type=_positive, default=16, metavar="N", help="images (default: 16)")
     add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    _add_inputs(parser)
     _add_config(parser)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="NPZ",
+        help="one array for each input of the model beyond sample, timestep and label, without the "
+        "batch, such as encoder_hidden_states",
+    )
 
 
 def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -340,6 +365,21 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         default="ddim",
         help="how a step goes on from the model's prediction (default: ddim)",
     )
+    parser.add_argument(
+        "--scheduler",
+        type=Path,
+        metavar="DIR",
+        help="a scheduler of diffusers in its place: a pipeline's folder, or the scheduler's",
+    )
+
+
+def _sampler(options: argparse.Namespace) -> Any:
+    """Return the name of the sampler, or the scheduler that takes its place."""
+    if options.scheduler is None:
+        return options.sampler
+    from ditto.host.schedulers import load_scheduler
+
+    return load_scheduler(options.scheduler)
 
 
 def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -468,7 +508,7 @@ def _bar(console: "Console", quiet: bool) -> Iterator[Callable[[int, int, str], 
     from rich.progress import Progress
 
     with Progress(console=console) as progress:
-        task = progress.add_task("")
+        task = progress.add_task("reading", total=None)
         yield lambda done, total, what: progress.update(
             task, completed=done, total=total, description=what
         )
@@ -478,23 +518,32 @@ def _quantize(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ditto.host.output import OutputFile
-    from ditto.host.quantize import METHODS, draw_calibration, load_calibration, quantize
+    from ditto.host.quantize import draw_calibration, load_calibration, quantize, require
+    from ditto.host.samplers import load_inputs
 
+    require()  # before trajectories are drawn for it
+    if options.calibration and options.inputs:
+        raise UsageError("--calibration holds all inputs of the model; --inputs goes without it")
     # The bar goes to standard error: onnxruntime prints to the other one, which is closed to it.
     with OutputFile(options.output) as output, _bar(Console(stderr=True), options.quiet) as bar:
         if options.calibration is None:
-            data = draw_calibration(options.model, lambda a, b: bar(a, b, "trajectories"))
+            extra = load_inputs(options.inputs) if options.inputs else None
+            data = draw_calibration(
+                options.model, lambda a, b: bar(a, b, "trajectories"), extra=extra
+            )
         else:
             data = load_calibration(options.calibration)
         result = quantize(
             options.model,
             data,
             method=options.method,
+            windows=options.windows,
             on_feed=lambda a, b: bar(a, b, "calibrating"),
         )
         output.write(result.SerializeToString())
     count = len(next(iter(data.values())))
-    print(f"scales: {METHODS[options.method]} over {count} samples")
+    rule = {entry.key: entry.value for entry in result.metadata_props}["ditto.scales"]
+    print(f"scales: {rule}; over {count} samples")
     print(f"wrote {options.output}")
     return 0
 
@@ -506,30 +555,31 @@ def _analyze(options: argparse.Namespace) -> int:
     from ditto.host.analysis import Setting, analyze
     from ditto.host.model import read
     from ditto.host.output import OutputFile
-    from ditto.host.samplers import Schedule
+    from ditto.host.samplers import Schedule, load_inputs
     from ditto.host.table import write_csv
 
     given = [path for path in (options.output, options.json, options.csv) if path is not None]
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("report, JSON and CSV cannot be the same file")
     path = options.model or _demo_model()
-    proto = read(path)
-    schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
-    _check_steps(max(options.steps), schedule.train_steps)
-    given_by = product(options.steps, options.eta, options.tau, [options.sampler])
-    settings = [Setting(*values) for values in given_by]
     console = _console()
     with ExitStack() as stack:
-        outputs = [stack.enter_context(OutputFile(path)) for path in given]
         with _bar(console, options.quiet) as bar:
+            proto = read(path)
+            schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
+            _check_steps(max(options.steps), schedule.train_steps)
+            given_by = product(options.steps, options.eta, options.tau, [_sampler(options)])
+            outputs = [stack.enter_context(OutputFile(path)) for path in given]
             result = analyze(
                 proto,
-                settings,
+                [Setting(*values) for values in given_by],
                 config=config,
                 samples=options.samples,
                 seed=options.seed,
                 name=str(path),
                 exact=None if options.float is None else read(options.float),
+                extra=load_inputs(options.inputs) if options.inputs else None,
+                features=None if options.features is None else read(options.features),
                 on_progress=bar,
             )
         facts = result.facts
@@ -817,12 +867,14 @@ def _denoise(options: argparse.Namespace) -> int:
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
-    sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
+    sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
     shapes = model.shapes(conditioning.inputs(0, np.zeros(shape, np.float32), 0, 0))
     program = Program(model.layers, shapes, config, states=conditioning.states)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
     memory = cli_policy.memory_of(options)
     if options.policy == "oracle":
+        if len(model.windows) > 1:
+            raise UsageError("--policy oracle foresees models without step windows only")
         policy = foresee(
             model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
         )

@@ -232,6 +232,20 @@ class Executor:
         ]
         self._select(0)
 
+    def enter(self, model: Model, program: Program) -> None:
+        """Go on with other scales. What is kept does not fit them, so the next step is dense.
+
+        Parameters
+        ----------
+        model, program
+            The same model and places with other scales.
+        """
+        self.model, self.program = model, program
+        for state in self._states:
+            state.references = [None] * len(state.references)
+            state.products = [None] * len(state.products)
+        self._select(self._state)
+
     def step(self, inputs: Mapping[str, NDArray[Any]], state: int = 0) -> list[NDArray[Any]]:
         """Evaluate the model for the next step of the sample.
 

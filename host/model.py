@@ -79,6 +79,8 @@ class Model:
         Inputs with a batch of 1; a size that the file leaves open is 0.
     outputs : tuple of str
         Names of the outputs.
+    windows : Windows
+        Parts of the trajectory with scales of their own.
 
     Raises
     ------
@@ -87,6 +89,20 @@ class Model:
     """
 
     def __init__(self, proto: onnx.ModelProto, name: str = "model") -> None:
+        from ditto.host.windows import Windows
+
+        self._import(proto, name)
+        self.windows = Windows.of(proto, name)
+        self._in_windows: tuple[Model, ...] = ()
+        if len(self.windows) > 1:
+            self._in_windows = tuple(
+                Model(self.windows.apply(proto, i), name) for i in range(len(self.windows))
+            )
+        else:
+            for layer, reason in self.on_host.items():
+                _log.info("%s runs on the host: %s", layer, reason)
+
+    def _import(self, proto: onnx.ModelProto, name: str) -> None:
         self.name = name
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
         try:
@@ -104,8 +120,11 @@ class Model:
         self._open_axes = imported.open_axes
         self._proto = imported.rewritten
         self._begin()
-        for layer, reason in self.on_host.items():
-            _log.info("%s runs on the host: %s", layer, reason)
+
+    @property
+    def in_windows(self) -> "tuple[Model, ...]":
+        """The model with the scales of each window; itself, if there is one."""
+        return self._in_windows or (self,)
 
     @classmethod
     def load(cls, path: Path | str) -> "Model":
@@ -123,6 +142,7 @@ class Model:
         other = object.__new__(Model)
         other.__dict__.update(self.__dict__)
         other._begin()
+        other._in_windows = tuple(part.clone() for part in self._in_windows)
         return other
 
     def run(self, inputs: Mapping[str, NDArray[Any]], accelerate: Accelerate) -> list[NDArray[Any]]:

@@ -127,26 +127,41 @@ def draw(
     lock = threading.Lock()
     result = Drawing(np.empty((samples, *shape[1:]), np.float32), [[] for _ in range(samples)])
 
+    # Only scales differ between windows: all programs have the same places and weights.
+    places = [placement.shape for placement in program.layers]
+    programs = [program]
+    if len(model.windows) > 1:
+        programs = [
+            Program(part.layers, places, program.config, states=program.states)
+            for part in model.in_windows
+        ]
+
     def work(device: Accelerator) -> None:
-        own = model.clone()
+        own = model.clone().in_windows
+        window = 0
         executor = Executor(
-            own, program, device, mode=mode, check=check, stop=stop, tau=tau, memory=memory
+            own[0], programs[0], device, mode=mode, check=check, stop=stop, tau=tau, memory=memory
         )
         while True:
             try:
                 sample = todo.get_nowait()
             except queue.Empty:
                 with lock:
-                    for name, took in own.host_seconds.items():
-                        before = result.host_seconds.get(name, 0.0)
-                        result.host_seconds[name] = before + took
-                    result.layer_seconds += own.layer_seconds
+                    for part in own:
+                        for name, took in part.host_seconds.items():
+                            before = result.host_seconds.get(name, 0.0)
+                            result.host_seconds[name] = before + took
+                        result.layer_seconds += part.layer_seconds
                 return
             executor.begin(policy(sample) if policy is not None else None)
 
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
             ) -> NDArray[np.float32]:
+                nonlocal window
+                last, window = window, model.windows.at(timestep)
+                if window != last:
+                    executor.enter(own[window], programs[window])
                 return given.combine(
                     [
                         executor.step(given.inputs(state, x, timestep, label), state)[0]
