@@ -15,6 +15,7 @@ from ditto.fpga.generate import without_collisions
 from ditto.fpga.tools import ToolError, find
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import NO_BUILD
 
 __all__ = ["Bitstream", "BoardBuilder", "Group", "Routed", "TimingError", "routed_of"]
 
@@ -197,8 +198,13 @@ class BoardBuilder:
         self.config = config or board.config
         self.frequency = frequency or board.frequency
         self.baud = baud or board.baud
-        top = BoardTop(board, self.config, frequency=self.frequency, baud=self.baud)
-        self._plan = plan = _plan(board, top)
+        rates = {"frequency": self.frequency, "baud": self.baud}
+        # The device reports a hash of itself, but for this hash.
+        blank = _plan(board, BoardTop(board, self.config, **rates))
+        inputs = [blank.rtlil.encode(), blank.constraints, " ".join(blank.place).encode()]
+        self.build_hash = hashlib.sha256(b"\0".join(inputs)).digest()[: len(NO_BUILD)]
+        plan = _plan(board, BoardTop(board, self.config, **rates, build=self.build_hash))
+        self._plan = plan
         self._packer = find(plan.pack[0])
         self._flow = Flow(
             plan.rtlil,
@@ -282,6 +288,7 @@ class BoardBuilder:
             "title": self.board.title,
             "digest": self.config.digest.hex(),
             "configuration": asdict(self.config),
+            "build": self.build_hash.hex(),
             "rtl_sha256": hashlib.sha256(self._plan.rtlil.encode()).hexdigest(),
             "bitstream_sha256": hashlib.sha256(data).hexdigest(),
             "clock_hz": self.frequency,

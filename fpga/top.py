@@ -10,6 +10,7 @@ from amaranth.lib.wiring import connect
 from ditto.fpga.boards import Board
 from ditto.fpga.uart import Uart
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import NO_BUILD
 from ditto.hdl.top import Top
 
 __all__ = ["BoardTop"]
@@ -35,18 +36,29 @@ class BoardTop(Elaboratable):
         The device.
     frequency, baud
         Frequency of the core's clock and bits per second of the link, in Hz.
+    build
+        What the device was made of, see :func:`ditto.hdl.protocol.identity`.
     """
 
-    def __init__(self, board: Board, config: Config, *, frequency: int, baud: int) -> None:
+    def __init__(
+        self,
+        board: Board,
+        config: Config,
+        *,
+        frequency: int,
+        baud: int,
+        build: bytes = NO_BUILD,
+    ) -> None:
         self.board, self.config = board, config
         self.frequency, self.baud = frequency, baud
+        self.build = build
 
     def elaborate(self, platform: Any) -> Module:
         """Build the top."""
         m = Module()
         self._add_clock(m, platform)
         m.submodules.uart = uart = Uart(frequency=self.frequency, baud=self.baud)
-        m.submodules.device = device = Top(self.config)
+        m.submodules.device = device = Top(self.config, self.build)
         connect(m, uart.o, device.i)
         connect(m, device.o, uart.i)
 

@@ -309,8 +309,8 @@ class Lanes(wiring.Component):
         m.submodules.rows = rows = RowQueue(shape=row_of(config), depth=config.rows_ahead(1))
         lanes = [Lane(config, number) for number in range(config.lanes)]
 
-        # Every reader of a list has a read port of it; only the last lane takes high items, if there
-        # are shifts.
+        # Every reader of a list has a read port of it; only the last lane takes high items, and
+        # without shifts there are none.
         for name in ("low", "high") if config.shifts > 1 else ("low",):
             entries = memory.Memory(shape=entry_of(config), depth=len(slot_range(config)), init=[])
             m.submodules[f"{name}_list"] = entries

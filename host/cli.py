@@ -589,7 +589,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
-    from ditto.hdl.protocol import VERSION
+    from ditto.hdl.protocol import NO_BUILD, VERSION
     from ditto.host.boards import open_device
 
     device = open_device(options.board, _config(options))
@@ -599,6 +599,9 @@ def _identify(options: argparse.Namespace) -> int:
         close()
     print(f"Ditto on board {options.board}, protocol version {VERSION}")
     print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
+    build = getattr(device, "build", NO_BUILD)
+    if build != NO_BUILD:
+        print(f"build {build.hex()}")
     for name, value in asdict(config).items():
         print(f"  {name:18}{value:8}")
     print("memories")
