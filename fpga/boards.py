@@ -1,32 +1,20 @@
 """The boards that Ditto is built for: the one table that builds, commands and documents read."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
-from ditto.fpga.families import ECP5, GOWIN, ICE40, Family
+from ditto.fpga.families import ECP5, GOWIN, ICE40, INTEL, XILINX, Family
+from ditto.fpga.tools import MissingToolError
 from ditto.hdl.config import Config, demo
 
-__all__ = ["BOARDS", "Board", "Proof", "UnknownBoardError", "board_of"]
+__all__ = ["BOARDS", "Board", "UnknownBoardError", "board_of"]
 
 
 class UnknownBoardError(Exception):
     """A board that is not in the table."""
-
-
-class Proof(StrEnum):
-    """How far a board's device is proven."""
-
-    #: The device of this configuration runs in simulation.
-    SIMULATED = "simulated"
-    #: A bitstream was placed and routed, and its timing is met.
-    BUILT = "built"
-    #: The synthesized netlist runs in simulation, through the pins.
-    NETLIST = "netlist-simulated"
-    #: It ran on the board.
-    HARDWARE = "run on hardware"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +45,8 @@ class Board:
         Options of openFPGALoader; none if it does not know the board.
     note
         What else its user must know.
-    proof
-        How far it is proven.
+    is_simulated_as_netlist
+        Whether the tests run its netlist, through the pins.
     """
 
     title: str
@@ -72,12 +60,24 @@ class Board:
     uart: tuple[str, int] = ("uart", 0)
     loader: tuple[str, ...] = ()
     note: str = ""
-    proof: Proof = Proof.SIMULATED
+    is_simulated_as_netlist: bool = False
 
     def open_platform(self, config: Config) -> Any:
-        """Make the board's platform, with what its family adds for the gateware."""
+        """Make the board's platform, with what its family adds for the gateware.
+
+        Raises
+        ------
+        MissingToolError
+            If ``amaranth_boards`` is missing.
+        """
         module, name = self.platform.split(":")
-        pins = getattr(import_module(module), name)
+        try:
+            pins = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise MissingToolError(
+                f"the boards' pins are missing: there is no {error.name}; install them by: "
+                f"{sys.executable} -m pip install 'ditto-accel[boards]'"
+            ) from error
         platform = type(name, (self.family.gateware, pins), {"config": config})
         return platform()
 
@@ -261,6 +261,78 @@ BOARDS: Mapping[str, Board] = {
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano20k"),
+    ),
+    "arty-a7-35t": Board(
+        title="Arty A7-35T",
+        platform="amaranth_boards.arty_a7:ArtyA7_35Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=_MIDDLE,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "arty_a7_35t"),
+    ),
+    "arty-a7-100t": Board(
+        title="Arty A7-100T",
+        platform="amaranth_boards.arty_a7:ArtyA7_100Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "arty_a7_100t"),
+    ),
+    "nexys4-ddr": Board(
+        title="Nexys 4 DDR, Nexys A7-100T",
+        platform="amaranth_boards.nexys4ddr:Nexys4DDRPlatform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "nexys_a7_100"),
+    ),
+    "zybo-z7-20": Board(
+        title="Zybo Z7-20",
+        platform="ditto.fpga.platforms:ZyboZ720Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "zybo_z7_20"),
+        note="The serial line is at Pmod JE: pin 1 is the board's output, pin 2 its input. "
+        "There is no AXI port yet.",
+    ),
+    "pynq-z2": Board(
+        title="PYNQ-Z2",
+        platform="ditto.fpga.platforms:PynqZ2Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "pynq_z2"),
+        note="The serial line is at Pmod A: pin 1 is the board's output, pin 2 its input. "
+        "There is no AXI port yet.",
+    ),
+    "de10-nano": Board(
+        title="DE10-Nano",
+        platform="amaranth_boards.de10_nano:DE10NanoPlatform",
+        family=INTEL,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "de10nano"),
+        note="The serial line is at the Arduino header: TXD (D1) is the board's output, RXD (D0) "
+        "its input.",
     ),
 }
 """Boards by name."""

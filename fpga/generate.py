@@ -24,7 +24,15 @@ from ditto.hdl import protocol
 from ditto.hdl.config import Config
 from ditto.hdl.top import Top
 
-__all__ = ["GenerateError", "manifest", "rtlil", "verilog", "without_collisions", "write"]
+__all__ = [
+    "GenerateError",
+    "builtin_yosys",
+    "manifest",
+    "rtlil",
+    "verilog",
+    "without_collisions",
+    "write",
+]
 
 _NAME = "ditto"
 
@@ -61,7 +69,7 @@ def verilog(config: Config, platform: object = None) -> str:
     amaranth.back.verilog.YosysError
         If the translation fails.
     """
-    with _builtin_yosys():
+    with builtin_yosys():
         text = amaranth_verilog.convert(
             Top(config), name=_NAME, platform=platform, emit_src=False, strip_internal_attrs=True
         )
@@ -245,7 +253,7 @@ _yosys_lock = threading.Lock()
 
 
 @contextmanager
-def _builtin_yosys() -> Iterator[None]:
+def builtin_yosys() -> Iterator[None]:
     """Have Amaranth use the Yosys of its wheel; others write other Verilog."""
     name = "AMARANTH_USE_YOSYS"
     with _yosys_lock:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
+from ditto.host import cli_boards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +45,8 @@ _KNOWN = (
     ("ditto.host.quantize", "QuantizeError", _FAILED),
     ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
+    ("ditto.fpga.boards", "UnknownBoardError", _USAGE),
+    ("ditto.fpga.clock", "ClockError", _USAGE),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
     ("ditto.fpga.tools", "MissingToolError", _TOOL),
     ("ditto.fpga.tools", "ToolError", _BUILD),
@@ -126,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_bench,
         _add_generate,
         _add_identify,
+        cli_boards.add,
     ):
         add(verbs, common)
     return parser
@@ -378,10 +382,10 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, whose: str = "the demo") -> None:
     """Add an option for every parameter of a configuration."""
     group = parser.add_argument_group(
-        "device", "Parameters of the device. The defaults are those of the demo."
+        "device", f"Parameters of the device. The defaults are those of {whose}."
     )
     described = _descriptions()
     for parameter in fields(Config):
@@ -392,7 +396,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             type=str if is_kind else int,
             choices=[str(kind) for kind in Multiplier] if is_kind else None,
             metavar="KIND" if is_kind else "N",
-            help=f"{described.get(parameter.name, '')} (default: {default})",
+            help=described.get(parameter.name, "")
+            + (f" (default: {default})" if whose == "the demo" else ""),
         )
 
 
@@ -407,10 +412,10 @@ def _descriptions() -> dict[str, str]:
     return result
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _config(options: argparse.Namespace, base: Config = demo) -> Config:
     """Return the configuration that the options describe."""
     given = {p.name: getattr(options, p.name) for p in fields(Config)}
-    return replace(demo, **{name: value for name, value in given.items() if value is not None})
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def _number(
