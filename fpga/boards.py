@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
+from ditto.fpga.clock import ClockError
 from ditto.fpga.families import ECP5, GOWIN, ICE40, INTEL, XILINX, Family
 from ditto.fpga.tools import MissingToolError
+from ditto.fpga.uart import LEAST_CYCLES
 from ditto.hdl.config import Config, demo
 
 __all__ = ["BOARDS", "Board", "UnknownBoardError", "board_of"]
@@ -80,6 +82,22 @@ class Board:
             ) from error
         platform = type(name, (self.family.gateware, pins), {"config": config})
         return platform()
+
+    def check_rates(self, frequency: int, baud: int) -> None:
+        """Check that a clock can be made, and that it is fast enough for the serial line.
+
+        Raises
+        ------
+        ClockError
+            If not.
+        """
+        platform = self.open_platform(self.config)
+        self.family.clock.choose(round(platform.default_clk_frequency), frequency)
+        if frequency < LEAST_CYCLES * baud:
+            raise ClockError(
+                f"a bit of {baud} Bd has {frequency / baud:.1f} cycles of {frequency / 1e6:g} MHz, "
+                f"and the serial line needs {LEAST_CYCLES}; choose a slower rate or a faster clock"
+            )
 
 
 _SMALL = Config(
@@ -211,7 +229,7 @@ BOARDS: Mapping[str, Board] = {
         title="iCEBreaker",
         platform="amaranth_boards.icebreaker:ICEBreakerPlatform",
         family=ICE40,
-        frequency=12_000_000,
+        frequency=24_000_000,
         baud=3_000_000,
         bridge="FT2232H",
         config=_UP5K,
@@ -222,7 +240,7 @@ BOARDS: Mapping[str, Board] = {
         title="iCESugar",
         platform="amaranth_boards.icesugar:ICESugarPlatform",
         family=ICE40,
-        frequency=12_000_000,
+        frequency=24_000_000,
         baud=1_000_000,
         bridge="iCELink (a microcontroller's CDC)",
         config=_UP5K,
@@ -233,7 +251,7 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Nano 9K",
         platform="amaranth_boards.tang_nano_9k:TangNano9kPlatform",
         family=GOWIN,
-        frequency=27_000_000,
+        frequency=40_500_000,
         baud=3_000_000,
         bridge="BL702",
         config=_GW1N9,
@@ -244,7 +262,7 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Primer 20K with dock",
         platform="amaranth_boards.tang_primer_20k:TangPrimer20kDockPlatform",
         family=GOWIN,
-        frequency=27_000_000,
+        frequency=54_000_000,
         baud=3_000_000,
         bridge="BL702",
         config=_GW1N9,
@@ -255,7 +273,7 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Nano 20K",
         platform="ditto.fpga.platforms:TangNano20kPlatform",
         family=GOWIN,
-        frequency=27_000_000,
+        frequency=54_000_000,
         baud=3_000_000,
         bridge="BL616",
         config=_GW1N9,

@@ -46,7 +46,7 @@ def write(
     Raises
     ------
     ClockError
-        If the board's PLL cannot make the clock.
+        If the board's PLL cannot make the clock, or it is too slow for the serial line.
     OutputError
         If a file cannot be written.
     amaranth.back.verilog.YosysError
@@ -54,6 +54,7 @@ def write(
     """
     board = board_of(name)
     rates = {"frequency": frequency or board.frequency, "baud": baud or board.baud}
+    board.check_rates(**rates)
     files: dict[str, bytes] = {}
     # The device reports a hash of itself, but for this hash.
     build = bytes(8)

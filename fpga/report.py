@@ -87,11 +87,7 @@ def _groups(run: Routed) -> Iterable[tuple[object, ...]]:
 
 
 def _path(run: Routed) -> str:
-    inside = [group for group in run.groups if group.source == group.target != "pins"]
-    if not inside:
-        return "<p>None.</p>"
-    slowest = max(inside, key=lambda group: group.nanoseconds)
-    return _table(("ns", "cell"), [(f"{ns:.2f}", cell) for cell, ns in slowest.path])
+    return _table(("ns", "cell"), [(f"{ns:.2f}", cell) for cell, ns in run.slowest.path])
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
