@@ -1,7 +1,8 @@
 """What is known of the boards: the builds of their default devices, and the page about them.
 
 ``python -m ditto.fpga.survey BOARD...`` builds boards and keeps the figures in ``builds.json``,
-beside this module.
+beside this module; ``--image`` counts what crosses the link for an image of the demo, and keeps
+that in ``traffic.json``.
 """
 
 import argparse
@@ -15,8 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ditto.fpga.boards import BOARDS, Board
+from ditto.hdl.config import demo
+from ditto.host.model import Model
+from ditto.host.program import PlacementError, Program
+from ditto.host.samplers import DDIM, Schedule
+from ditto.host.traffic import measure, seconds
+from ditto.sim.golden_board import GoldenBoard
 
-__all__ = ["Proof", "page", "proof_of"]
+__all__ = ["Proof", "build_of", "image_traffic", "page", "proof_of"]
 
 
 class Proof(StrEnum):
@@ -33,13 +40,13 @@ class Proof(StrEnum):
 
 
 @cache
-def _builds() -> dict[str, dict[str, Any]]:
-    return json.loads(files("ditto.fpga").joinpath("builds.json").read_text("utf-8"))
+def _kept(name: str) -> dict[str, dict[str, Any]]:
+    return json.loads(files("ditto.fpga").joinpath(name).read_text("utf-8"))
 
 
 def build_of(name: str) -> dict[str, Any] | None:
     """Return the figures of a board's build; none if its default device was not built."""
-    build = _builds().get(name)
+    build = _kept("builds.json").get(name)
     board = BOARDS[name]
     if build is None or (build["digest"], build["clock_hz"]) != (
         board.config.digest.hex(),
@@ -83,6 +90,8 @@ def page() -> str:
             [row for name in BOARDS for row in _build_row(name)],
         ),
         _tools(),
+        "## What fits, and how long an image takes",
+        _images(),
         "## Notes",
         "\n".join(f"- {board.title}: {board.note}" for board in BOARDS.values() if board.note),
         _ADD,
@@ -147,8 +156,75 @@ def _build_row(name: str) -> list[tuple[object, ...]]:
     return [(BOARDS[name].title, cells, found, f"{build['clock_hz'] / 1e6:g}", seeds)]
 
 
+def _images() -> str:
+    """Say which boards the demo model fits, and what its layers take there."""
+    traffic: dict[str, dict[str, int]] = _kept("traffic.json")
+    total = {key: sum(layer[key] for layer in traffic.values()) for key in _COUNTS}
+    model = _demo_model()
+    fits, small = [], []
+    for name, board in BOARDS.items():
+        try:
+            Program(model.layers, model.shapes(), board.config)
+        except PlacementError:
+            small.append(board.title)
+            continue
+        # Other devices have other cycles, and placements.
+        assert board.config == demo
+        fits.append((board, name))
+    rows = [
+        (
+            name,
+            *(f"{layer[key]:,}" for key in _COUNTS),
+            f"{seconds(layer, *_FASTEST):.3f}",
+        )
+        for name, layer in traffic.items()
+    ]
+    rows.append(
+        ("all", *(f"{total[key]:,}" for key in _COUNTS), f"{seconds(total, *_FASTEST):.1f}")
+    )
+    clock, baud = _FASTEST
+    return "\n\n".join(
+        [
+            "The weights of the demo model, and its accumulators of all layers, stay on the chip. "
+            "They fit the default devices of these boards; an image of 50 steps takes there, "
+            "bytes on the link and cycles of the array added up:",
+            _table(
+                ("board", "seconds for an image"),
+                [
+                    (board.title, f"{seconds(total, board.frequency, board.baud):.0f}")
+                    for board, _ in fits
+                ],
+            ),
+            f"They do not fit those of: {', '.join(small)}.",
+            f"By layer, for 50 steps, at {clock / 1e6:g} MHz and {baud:,} bit/s. The driver waits "
+            "for the answer of every exchange: what a USB bridge adds to each, up to 16 ms if it "
+            "is set so, comes on top, and so does the host's own work.",
+            _table(
+                ("layer", "bytes sent", "bytes received", "exchanges", "cycles", "seconds"), rows
+            ),
+        ]
+    )
+
+
+_COUNTS = ("sent", "received", "exchanges", "cycles")
+_FASTEST = (BOARDS["ulx3s-85f"].frequency, BOARDS["ulx3s-85f"].baud)
+
+
+def _demo_model() -> Model:
+    return Model.load(str(files("ditto.host.models").joinpath("digits16.int8.onnx")))
+
+
+def image_traffic(steps: int) -> dict[str, dict[str, int]]:
+    """Count what crosses the link for an image of the demo, layer by layer."""
+    model = _demo_model()
+    sampler = DDIM(Schedule.from_metadata(model.metadata), steps=steps)
+    return measure(model, demo, sampler, GoldenBoard(demo))
+
+
 def _tools() -> str:
-    tools = {tool: version for b in _builds().values() for tool, version in b["tools"].items()}
+    tools = {
+        tool: version for b in _kept("builds.json").values() for tool, version in b["tools"].items()
+    }
     named = ("yosys", "nextpnr-ecp5", "nextpnr-ice40", "nextpnr-himbaechel-gowin")
     return "Tools: " + ", ".join(tools[tool] for tool in named if tool in tools) + "."
 
@@ -164,10 +240,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ditto.fpga.tools import ToolError
 
     parser = argparse.ArgumentParser(prog="python -m ditto.fpga.survey", description=main.__doc__)
-    parser.add_argument("board", nargs="+", choices=[*BOARDS], metavar="BOARD")
+    parser.add_argument("board", nargs="*", metavar="BOARD")
+    parser.add_argument("--image", action="store_true", help="count what an image takes")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), metavar="N,...")
     options = parser.parse_args(arguments)
-    path = Path(str(files("ditto.fpga").joinpath("builds.json")))
+    folder = Path(str(files("ditto.fpga").joinpath("")))
+    if options.image:
+        text = json.dumps(image_traffic(50), indent=1) + "\n"
+        (folder / "traffic.json").write_text(text, "utf-8")
+    path = folder / "builds.json"
     failed = False
     for name in options.board:
         try:

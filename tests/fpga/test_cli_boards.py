@@ -285,3 +285,8 @@ def test_own_board_as_the_page_tells(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert run(capsys, "program", "my-board", folder / "top.bit")[0] == 0
     assert (tmp_path / "calls").exists()
+
+
+def test_traffic_of_the_page_is_that_of_today() -> None:
+    kept = json.loads((ROOT / "fpga/traffic.json").read_text())
+    assert survey.image_traffic(50) == kept, "run: python -m ditto.fpga.survey --image"
