@@ -23,6 +23,7 @@ from ditto.hdl.config import Config, ConfigError, Multiplier, demo
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ditto.host.device import Accelerator
     from ditto.host.executor import LayerRun
     from ditto.host.session import OnStep
 
@@ -374,7 +375,19 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
         default="sim",
         metavar="NAME",
         help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
-        "golden model in its place, without a compiler",
+        "golden model in its place, without a compiler; others are real and need a port",
+    )
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        help="serial port of the board, such as /dev/ttyUSB0 or COM3; its device tells its "
+        "parameters itself, and must have those that are given",
+    )
+    parser.add_argument(
+        "--baud",
+        type=_positive,
+        metavar="N",
+        help="bits per second of the port (default: the board's rate)",
     )
 
 
@@ -407,10 +420,26 @@ def _descriptions() -> dict[str, str]:
     return result
 
 
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the device that the options name."""
+    values = {p.name: getattr(options, p.name) for p in fields(Config)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _config(options: argparse.Namespace) -> Config:
     """Return the configuration that the options describe."""
-    given = {p.name: getattr(options, p.name) for p in fields(Config)}
-    return replace(demo, **{name: value for name, value in given.items() if value is not None})
+    return replace(demo, **_given(options))
+
+
+def _open(options: argparse.Namespace) -> "Accelerator":
+    """Open the device that the options describe."""
+    from ditto.host.boards import open_device, open_port
+
+    if options.port is None:
+        if options.baud is not None:
+            raise UsageError("--baud is the rate of a --port, and none is given")
+        return open_device(options.board, _config(options))
+    return open_port(options.board, options.port, baud=options.baud, expect=_given(options))
 
 
 def _number(
@@ -590,9 +619,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _identify(options: argparse.Namespace) -> int:
     from ditto.hdl.protocol import VERSION
-    from ditto.host.boards import open_device
 
-    device = open_device(options.board, _config(options))
+    device = _open(options)
     config = device.config
     close = getattr(device, "close", None)
     if close is not None:
@@ -773,7 +801,7 @@ def _denoise(options: argparse.Namespace) -> int:
 
     from ditto.hdl.protocol import Mode
     from ditto.host import png
-    from ditto.host.boards import BOARDS, BoardError, open_device
+    from ditto.host.boards import check_board
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
@@ -781,8 +809,7 @@ def _denoise(options: argparse.Namespace) -> int:
     from ditto.host.samplers import Schedule, inputs_of, sampler_of
     from ditto.host.session import draw
 
-    if options.board not in BOARDS:
-        raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
+    check_board(options.board, options.port)
     if options.json and options.json.absolute() == options.output.absolute():
         raise UsageError("the image and the JSON file cannot be the same file")
     path = options.model or _demo_model()
@@ -795,18 +822,25 @@ def _denoise(options: argparse.Namespace) -> int:
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
     sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
-    program = Program(model.layers, model.shapes(), config)
-    jobs = options.jobs or min(2, os.cpu_count() or 1)
+    jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
+    if options.port and jobs > 1:
+        raise UsageError(f"--jobs {jobs} boards at one --port; a port has one board")
 
     console = _console()
     with ExitStack() as stack:
+        # Simulated boards are opened when they are needed, as many as there are jobs.
+        device = _open(options) if options.port else None
+        if device is not None:
+            config = device.config
+            stack.callback(device.close)
+        program = Program(model.layers, model.shapes(), config)
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
         on_step = _progress(stack, console, options.samples, options.steps, options.quiet)
         drawing = draw(
             model,
             program,
-            lambda: open_device(options.board, config),
+            (lambda: device) if device else lambda: _open(options),
             sampler,
             samples=options.samples,
             seed=options.seed,
