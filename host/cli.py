@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
+from ditto.host import cli_selftest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_bench,
         _add_generate,
         _add_identify,
+        cli_selftest.add,
     ):
         add(verbs, common)
     return parser
