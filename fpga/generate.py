@@ -25,7 +25,15 @@ from ditto.hdl import protocol
 from ditto.hdl.config import Config
 from ditto.hdl.top import Top
 
-__all__ = ["GenerateError", "convert", "manifest", "rtlil", "verilog", "write"]
+__all__ = [
+    "GenerateError",
+    "convert",
+    "manifest",
+    "rtlil",
+    "verilog",
+    "without_collisions",
+    "write",
+]
 
 _NAME = "ditto"
 
@@ -89,9 +97,22 @@ def rtlil(config: Config, platform: object = None) -> str:
         What it is built for, such as :class:`ditto.fpga.ecp5.Ecp5`; without one, for anything.
     """
     text = amaranth_rtlil.convert(Top(config), name=_NAME, platform=platform, emit_src=False)
+    return without_collisions(text, _NAME)
+
+
+def without_collisions(text: str, device: str) -> str:
+    """Mark the memories of a device's engine in RTLIL: none is read where it is written.
+
+    Parameters
+    ----------
+    text
+        The RTLIL.
+    device
+        Path of the device.
+    """
     modules = re.split(r"^(?=module )", text, flags=re.MULTILINE)
     for index, module in enumerate(modules):
-        if module.startswith(f"module \\{_NAME}.engine"):
+        if module.startswith(f"module \\{device}.engine"):
             modules[index] = _CLOCKED_READ.sub(r"\g<1>1'1\g<2>", module)
     return "".join(modules)
 

@@ -150,7 +150,7 @@ class UartReceiver(wiring.Component):
         self.baud = baud
         super().__init__(
             {
-                "rx": In(1, init=1),
+                "rx": In(1),
                 "o": Out(stream.Signature(8)),
                 "framing_error": Out(1),
                 "line_break": Out(1),
@@ -225,7 +225,7 @@ class UartTransmitter(wiring.Component):
         _check(frequency, baud)
         self.frequency = frequency
         self.baud = baud
-        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})
+        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
         """Build the transmitter."""
@@ -282,8 +282,8 @@ class Uart(wiring.Component):
         self.baud = baud
         super().__init__(
             {
-                "rx": In(1, init=1),
-                "tx": Out(1, init=1),
+                "rx": In(1),
+                "tx": Out(1),
                 "o": Out(stream.Signature(8)),
                 "i": In(stream.Signature(8)),
                 "framing_error": Out(1),
@@ -299,10 +299,14 @@ class Uart(wiring.Component):
         m.submodules.receiver = receiver = UartReceiver(**rates)
         m.submodules.transmitter = transmitter = UartTransmitter(**rates)
         m.submodules.queue = queue = SyncFIFOBuffered(width=8, depth=_QUEUE)
-        connect(m, receiver.o, queue.w_stream)
-        connect(m, queue.r_stream, flipped(self.o))
         connect(m, flipped(self.i), transmitter.i)
         m.d.comb += [
+            queue.w_data.eq(receiver.o.payload),
+            queue.w_en.eq(receiver.o.valid),
+            receiver.o.ready.eq(queue.w_rdy),
+            self.o.payload.eq(queue.r_data),
+            self.o.valid.eq(queue.r_rdy),
+            queue.r_en.eq(self.o.ready),
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
             self.framing_error.eq(receiver.framing_error),
@@ -345,8 +349,8 @@ class SerialDevice(wiring.Component):
         self.baud = baud
         super().__init__(
             {
-                "rx": In(1, init=1),
-                "tx": Out(1, init=1),
+                "rx": In(1),
+                "tx": Out(1),
                 "framing_error": Out(1),
                 "line_break": Out(1),
                 "overrun": Out(1),

@@ -127,7 +127,9 @@ def _names() -> list[str]:
 
 def _rates() -> dict[str, int]:
     """Return the rates of the boards' UARTs, by name."""
-    return {}
+    from ditto.fpga import boards
+
+    return {name: board.baud for name, board in boards.BOARDS.items()}
 
 
 def _baud(board: str) -> int:

@@ -24,7 +24,6 @@ from ditto.host import cli_selftest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ditto.host.device import Accelerator
     from ditto.host.executor import LayerRun
     from ditto.host.session import OnStep
 
@@ -433,8 +432,8 @@ def _config(options: argparse.Namespace) -> Config:
     return replace(demo, **_given(options))
 
 
-def _open(options: argparse.Namespace) -> "Accelerator":
-    """Open the device that the options describe."""
+def _open(options: argparse.Namespace) -> Any:
+    """Open the device that the options describe, an :class:`~ditto.host.device.Accelerator`."""
     from ditto.host.boards import open_device, open_port
 
     if options.port is None:
@@ -620,7 +619,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
-    from ditto.hdl.protocol import VERSION
+    from ditto.hdl.protocol import NO_BUILD, VERSION
 
     device = _open(options)
     config = device.config
@@ -629,6 +628,9 @@ def _identify(options: argparse.Namespace) -> int:
         close()
     print(f"Ditto on board {options.board}, protocol version {VERSION}")
     print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
+    build = getattr(device, "build", NO_BUILD)
+    if build != NO_BUILD:
+        print(f"build {build.hex()}")
     for name, value in asdict(config).items():
         print(f"  {name:18}{value:8}")
     print("memories")

@@ -160,6 +160,9 @@ class Device:
     ----------
     config : Config
         The device's configuration.
+    build : bytes
+        Hash of what it was made of, which the manifest of its bitstream has too;
+        :data:`~ditto.hdl.protocol.NO_BUILD` if it is no bitstream.
     resent : int
         Commands that were sent more than once.
 
@@ -336,7 +339,8 @@ class Device:
 
     def _identify(self, expect: Config | Mapping[str, Any] | None) -> Config:
         data = self._command(Opcode.IDENTIFY)
-        magic, version, digest, parameters = data[:4], data[4:8], data[8:16], data[16:]
+        magic, version, digest, parameters = data[:4], data[4:8], data[8:16], data[24:]
+        self.build = data[16:24]
         if magic != MAGIC:
             raise DeviceError(
                 f"no Ditto behind this link: it identifies as {magic!r} instead of {MAGIC!r} "
