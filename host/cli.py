@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_selftest
+from ditto.host import cli_resume, cli_selftest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,7 @@ _KNOWN = (
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
+    ("ditto.host.resume", "ResumeError", _USAGE),
     ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
@@ -82,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("ditto").setLevel(logging.WARNING if options.quiet else logging.INFO)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if options.debug:
             raise
         warnings.simplefilter("ignore")  # Amaranth's, about the modules that it didn't come to.
         print("ditto: interrupted; nothing was written", file=sys.stderr)
+        _print_notes(error)
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone. Python flushes once more at exit: into nothing.
@@ -97,7 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status is None or options.debug:
             raise
         print(f"ditto: {error}", file=sys.stderr)
+        _print_notes(error)
         return status
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        print(f"ditto: {note}", file=sys.stderr)
 
 
 def _status(error: Exception) -> int | None:
@@ -262,6 +270,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="boards to use at once (default: 2, or fewer on one core)",
     )
     add("--json", type=Path, metavar="FILE", help="write all counts to a file")
+    cli_resume.add_resume(parser)
     _add_config(parser)
 
 
@@ -838,9 +847,14 @@ def _denoise(options: argparse.Namespace) -> int:
             config = device.config
             stack.callback(device.close)
         program = Program(model.layers, model.shapes(), config)
+        checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
+        if checkpoint.steps:
+            logging.getLogger("ditto").info("%d steps are done already", checkpoint.steps)
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
-        on_step = _progress(stack, console, options.samples, options.steps, options.quiet)
+        on_step = _progress(
+            stack, console, options.samples, options.steps, options.quiet, checkpoint.steps
+        )
         drawing = draw(
             model,
             program,
@@ -853,6 +867,7 @@ def _denoise(options: argparse.Namespace) -> int:
             jobs=jobs,
             tau=options.tau,
             on_step=on_step,
+            checkpoint=checkpoint,
         )
         facts = report(
             drawing,
@@ -877,7 +892,9 @@ def _denoise(options: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: bool) -> "OnStep":
+def _progress(
+    stack: Any, console: "Console", samples: int, steps: int, quiet: bool, done: int
+) -> "OnStep":
     """Return what is called after each step: a progress bar, or a line for each sample."""
     from ditto.host.report import Total, shares
 
@@ -901,7 +918,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
                 console=console,
             )
         )
-        task = bar.add_task("denoising", total=samples * steps, step="")
+        task = bar.add_task("denoising", total=samples * steps, completed=done, step="")
 
         def advance(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
             bar.update(task, advance=1, step=text(Total.of(runs)))
@@ -960,9 +977,11 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
         f"not used: {lost['columns']} columns without a channel, {lost['row']} lanes at a row's "
         f"end, {lost['item']} gaps, {lost['cluster']} clusters that are done"
     )
-    count, seconds = facts["samples"] * len(facts["steps"]), facts["seconds"]
+    count, seconds = facts["steps_run"], facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
-    print(f" ({seconds / count:.3f} s per step)")
+    print(f" ({seconds / max(count, 1):.3f} s per step)")
+    if count < facts["samples"] * len(facts["steps"]):
+        print(f"of the {count} steps since the run was taken up again; so are all figures")
     if facts["checked"]:
         print("every accumulator and every counter equals the golden model's")
     if facts["clock_cycles"]:
