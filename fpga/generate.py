@@ -19,6 +19,7 @@ from typing import Any
 
 from amaranth.back import rtlil as amaranth_rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.back import verilog as amaranth_verilog
+from amaranth.lib import wiring
 
 from ditto.hdl import protocol
 from ditto.hdl.config import Config
@@ -27,6 +28,7 @@ from ditto.hdl.top import Top
 __all__ = [
     "GenerateError",
     "builtin_yosys",
+    "convert",
     "manifest",
     "rtlil",
     "verilog",
@@ -69,9 +71,14 @@ def verilog(config: Config, platform: object = None) -> str:
     amaranth.back.verilog.YosysError
         If the translation fails.
     """
+    return convert(Top(config), platform)
+
+
+def convert(top: wiring.Component, platform: object = None, name: str = _NAME) -> str:
+    """Return the Verilog of a component, as :func:`verilog` does for a device."""
     with builtin_yosys():
         text = amaranth_verilog.convert(
-            Top(config), name=_NAME, platform=platform, emit_src=False, strip_internal_attrs=True
+            top, name=name, platform=platform, emit_src=False, strip_internal_attrs=True
         )
     return _compact(text)
 

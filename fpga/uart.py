@@ -27,7 +27,10 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-__all__ = ["LEAST_CYCLES", "BitClock", "Uart", "UartReceiver", "UartTransmitter"]
+from ditto.hdl.config import Config
+from ditto.hdl.top import Top
+
+__all__ = ["LEAST_CYCLES", "BitClock", "SerialDevice", "Uart", "UartReceiver", "UartTransmitter"]
 
 LEAST_CYCLES = 4
 """Least clock cycles that a bit must last."""
@@ -147,7 +150,7 @@ class UartReceiver(wiring.Component):
         self.baud = baud
         super().__init__(
             {
-                "rx": In(1, init=1),
+                "rx": In(1),
                 "o": Out(stream.Signature(8)),
                 "framing_error": Out(1),
                 "line_break": Out(1),
@@ -222,7 +225,7 @@ class UartTransmitter(wiring.Component):
         _check(frequency, baud)
         self.frequency = frequency
         self.baud = baud
-        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})
+        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
         """Build the transmitter."""
@@ -279,8 +282,8 @@ class Uart(wiring.Component):
         self.baud = baud
         super().__init__(
             {
-                "rx": In(1, init=1),
-                "tx": Out(1, init=1),
+                "rx": In(1),
+                "tx": Out(1),
                 "o": Out(stream.Signature(8)),
                 "i": In(stream.Signature(8)),
                 "framing_error": Out(1),
@@ -296,14 +299,76 @@ class Uart(wiring.Component):
         m.submodules.receiver = receiver = UartReceiver(**rates)
         m.submodules.transmitter = transmitter = UartTransmitter(**rates)
         m.submodules.queue = queue = SyncFIFOBuffered(width=8, depth=_QUEUE)
-        connect(m, receiver.o, queue.w_stream)
-        connect(m, queue.r_stream, flipped(self.o))
         connect(m, flipped(self.i), transmitter.i)
         m.d.comb += [
+            queue.w_data.eq(receiver.o.payload),
+            queue.w_en.eq(receiver.o.valid),
+            receiver.o.ready.eq(queue.w_rdy),
+            self.o.payload.eq(queue.r_data),
+            self.o.valid.eq(queue.r_rdy),
+            queue.r_en.eq(self.o.ready),
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
             self.framing_error.eq(receiver.framing_error),
             self.line_break.eq(receiver.line_break),
             self.overrun.eq(receiver.overrun),
+        ]
+        return m
+
+
+class SerialDevice(wiring.Component):
+    """A device behind a UART; it knows no board, only the frequency of its clock.
+
+    Parameters
+    ----------
+    config
+        The device.
+    frequency, baud
+        See :class:`BitClock`, also for the errors.
+
+    Members
+    -------
+    rx : In(1)
+        Line from the host, asynchronous.
+    tx : Out(1)
+        Line to the host.
+    framing_error, line_break, overrun : Out(1)
+        For a cycle: a byte was dropped, see :class:`UartReceiver`.
+    """
+
+    rx: Signal
+    tx: Signal
+    framing_error: Signal
+    line_break: Signal
+    overrun: Signal
+
+    def __init__(self, config: Config, *, frequency: int, baud: int) -> None:
+        _check(frequency, baud)
+        self.config = config
+        self.frequency = frequency
+        self.baud = baud
+        super().__init__(
+            {
+                "rx": In(1),
+                "tx": Out(1),
+                "framing_error": Out(1),
+                "line_break": Out(1),
+                "overrun": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the device and its UART."""
+        m = Module()
+        m.submodules.uart = uart = Uart(frequency=self.frequency, baud=self.baud)
+        m.submodules.device = device = Top(self.config)
+        connect(m, uart.o, device.i)
+        connect(m, device.o, uart.i)
+        m.d.comb += [
+            uart.rx.eq(self.rx),
+            self.tx.eq(uart.tx),
+            self.framing_error.eq(uart.framing_error),
+            self.line_break.eq(uart.line_break),
+            self.overrun.eq(uart.overrun),
         ]
         return m

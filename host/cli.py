@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_boards
+from ditto.host import cli_boards, cli_resume, cli_selftest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,7 @@ _KNOWN = (
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
+    ("ditto.host.resume", "ResumeError", _USAGE),
     ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
     ("ditto.fpga.boards", "UnknownBoardError", _USAGE),
@@ -84,11 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("ditto").setLevel(logging.WARNING if options.quiet else logging.INFO)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if options.debug:
             raise
         warnings.simplefilter("ignore")  # Amaranth's, about the modules that it didn't come to.
         print("ditto: interrupted; nothing was written", file=sys.stderr)
+        _print_notes(error)
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone. Python flushes once more at exit: into nothing.
@@ -99,7 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status is None or options.debug:
             raise
         print(f"ditto: {error}", file=sys.stderr)
+        _print_notes(error)
         return status
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        print(f"ditto: {note}", file=sys.stderr)
 
 
 def _status(error: Exception) -> int | None:
@@ -130,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_generate,
         _add_identify,
         cli_boards.add,
+        cli_selftest.add,
     ):
         add(verbs, common)
     return parser
@@ -264,6 +273,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="boards to use at once (default: 2, or fewer on one core)",
     )
     add("--json", type=Path, metavar="FILE", help="write all counts to a file")
+    cli_resume.add_resume(parser)
     _add_config(parser)
 
 
@@ -378,7 +388,19 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
         default="sim",
         metavar="NAME",
         help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
-        "golden model in its place, without a compiler",
+        "golden model in its place, without a compiler; others are real and need a port",
+    )
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        help="serial port of the board, such as /dev/ttyUSB0 or COM3; its device tells its "
+        "parameters itself, and must have those that are given",
+    )
+    parser.add_argument(
+        "--baud",
+        type=_positive,
+        metavar="N",
+        help="bits per second of the port (default: the board's rate)",
     )
 
 
@@ -412,10 +434,26 @@ def _descriptions() -> dict[str, str]:
     return result
 
 
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the device that the options name."""
+    values = {p.name: getattr(options, p.name) for p in fields(Config)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _config(options: argparse.Namespace, base: Config = demo) -> Config:
     """Return the configuration that the options describe."""
-    given = {p.name: getattr(options, p.name) for p in fields(Config)}
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    return replace(base, **_given(options))
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """Open the device that the options describe, an :class:`~ditto.host.device.Accelerator`."""
+    from ditto.host.boards import open_device, open_port
+
+    if options.port is None:
+        if options.baud is not None:
+            raise UsageError("--baud is the rate of a --port, and none is given")
+        return open_device(options.board, _config(options))
+    return open_port(options.board, options.port, baud=options.baud, expect=_given(options))
 
 
 def _number(
@@ -595,9 +633,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _identify(options: argparse.Namespace) -> int:
     from ditto.hdl.protocol import NO_BUILD, VERSION
-    from ditto.host.boards import open_device
 
-    device = open_device(options.board, _config(options))
+    device = _open(options)
     config = device.config
     close = getattr(device, "close", None)
     if close is not None:
@@ -781,7 +818,7 @@ def _denoise(options: argparse.Namespace) -> int:
 
     from ditto.hdl.protocol import Mode
     from ditto.host import png
-    from ditto.host.boards import BOARDS, BoardError, open_device
+    from ditto.host.boards import check_board
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
@@ -789,8 +826,7 @@ def _denoise(options: argparse.Namespace) -> int:
     from ditto.host.samplers import Schedule, inputs_of, sampler_of
     from ditto.host.session import draw
 
-    if options.board not in BOARDS:
-        raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
+    check_board(options.board, options.port)
     if options.json and options.json.absolute() == options.output.absolute():
         raise UsageError("the image and the JSON file cannot be the same file")
     path = options.model or _demo_model()
@@ -803,18 +839,30 @@ def _denoise(options: argparse.Namespace) -> int:
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
     sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
-    program = Program(model.layers, model.shapes(), config)
-    jobs = options.jobs or min(2, os.cpu_count() or 1)
+    jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
+    if options.port and jobs > 1:
+        raise UsageError(f"--jobs {jobs} boards at one --port; a port has one board")
 
     console = _console()
     with ExitStack() as stack:
+        # Simulated boards are opened when they are needed, as many as there are jobs.
+        device = _open(options) if options.port else None
+        if device is not None:
+            config = device.config
+            stack.callback(device.close)
+        program = Program(model.layers, model.shapes(), config)
+        checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
+        if checkpoint.steps:
+            logging.getLogger("ditto").info("%d steps are done already", checkpoint.steps)
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
-        on_step = _progress(stack, console, options.samples, options.steps, options.quiet)
+        on_step = _progress(
+            stack, console, options.samples, options.steps, options.quiet, checkpoint.steps
+        )
         drawing = draw(
             model,
             program,
-            lambda: open_device(options.board, config),
+            (lambda: device) if device else lambda: _open(options),
             sampler,
             samples=options.samples,
             seed=options.seed,
@@ -823,6 +871,7 @@ def _denoise(options: argparse.Namespace) -> int:
             jobs=jobs,
             tau=options.tau,
             on_step=on_step,
+            checkpoint=checkpoint,
         )
         facts = report(
             drawing,
@@ -847,7 +896,9 @@ def _denoise(options: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: bool) -> "OnStep":
+def _progress(
+    stack: Any, console: "Console", samples: int, steps: int, quiet: bool, done: int
+) -> "OnStep":
     """Return what is called after each step: a progress bar, or a line for each sample."""
     from ditto.host.report import Total, shares
 
@@ -871,7 +922,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
                 console=console,
             )
         )
-        task = bar.add_task("denoising", total=samples * steps, step="")
+        task = bar.add_task("denoising", total=samples * steps, completed=done, step="")
 
         def advance(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
             bar.update(task, advance=1, step=text(Total.of(runs)))
@@ -930,9 +981,11 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
         f"not used: {lost['columns']} columns without a channel, {lost['row']} lanes at a row's "
         f"end, {lost['item']} gaps, {lost['cluster']} clusters that are done"
     )
-    count, seconds = facts["samples"] * len(facts["steps"]), facts["seconds"]
+    count, seconds = facts["steps_run"], facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
-    print(f" ({seconds / count:.3f} s per step)")
+    print(f" ({seconds / max(count, 1):.3f} s per step)")
+    if count < facts["samples"] * len(facts["steps"]):
+        print(f"of the {count} steps since the run was taken up again; so are all figures")
     if facts["checked"]:
         print("every accumulator and every counter equals the golden model's")
     if facts["clock_cycles"]:

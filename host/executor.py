@@ -124,6 +124,10 @@ class Executor:
         self._references = [None] * len(self.program.layers)
         self._step = -1
 
+    def skip(self, steps: int) -> None:
+        """Count steps that the sample has behind it; the next one is dense all the same."""
+        self._step += steps
+
     def step(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Evaluate the model for the next step of the sample.
 

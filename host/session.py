@@ -17,7 +17,8 @@ from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
-from ditto.host.samplers import Sampler, denoise, inputs_of
+from ditto.host.resume import Checkpoint
+from ditto.host.samplers import Sampler, State, denoise, inputs_of
 
 __all__ = ["Drawing", "OnStep", "draw"]
 
@@ -63,6 +64,7 @@ def draw(
     jobs: int = 1,
     tau: int = 0,
     on_step: OnStep | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Drawing:
     """Draw samples one after another on each of ``jobs`` devices.
 
@@ -92,19 +94,29 @@ def draw(
     on_step
         Called after each step, by one thread at a time.
 
+    checkpoint
+        Takes up what it holds, and keeps what each sample comes to: after each step or, with a
+        threshold, at its end, since then a step depends on all those before it. The result has no
+        runs of what was taken up.
+
     Raises
     ------
     MismatchError
         If a device differs from the golden model, and ``check`` is on.
     """
     shape, make_inputs = inputs_of(model)
+    steps = len(sampler.timesteps)
+    starts = dict(checkpoint.states) if checkpoint is not None else {}
     classes = max(sampler.schedule.classes, 1)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for sample in range(samples):
-        todo.put(sample)
     stop = threading.Event()
     lock = threading.Lock()
     result = Drawing(np.empty((samples, *shape[1:]), np.float32), [[] for _ in range(samples)])
+    for sample in range(samples):
+        if sample in starts and starts[sample].step == steps:
+            result.images[sample] = starts[sample].latents[0]
+        else:
+            todo.put(sample)
 
     def work(device: Accelerator) -> None:
         own = model.clone()
@@ -115,6 +127,9 @@ def draw(
             except queue.Empty:
                 return
             executor.begin()
+            start = starts.get(sample)
+            if start is not None:
+                executor.skip(start.step)
 
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
@@ -126,17 +141,27 @@ def draw(
             ) -> None:
                 runs, executor.runs = executor.runs, []
                 result.runs[sample] += runs
+                if checkpoint is not None and (tau == 0 or step + 1 == steps):
+                    checkpoint.record(sample, State(step + 1, **state))
                 if on_step is not None:
                     with lock:
                         on_step(sample, step, timestep, runs)
 
             result.images[sample] = denoise(
-                predict, sampler, shape, seed=seed, sample=sample, callback_on_step_end=after
+                predict,
+                sampler,
+                shape,
+                seed=seed,
+                sample=sample,
+                start=start,
+                callback_on_step_end=after,
             )[0]
 
+    if todo.empty():
+        return result
     with ExitStack() as stack:
         devices: list[Accelerator] = []
-        for _ in range(min(jobs, samples)):
+        for _ in range(min(jobs, todo.qsize())):
             devices.append(open_device())
             close = getattr(devices[-1], "close", None)
             if close is not None:

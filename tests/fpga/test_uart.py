@@ -208,8 +208,9 @@ class Loop(wiring.Component):
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, left, right):
-        self.left, self.right = Uart(**left), Uart(**right)
+    def __init__(self, left: dict[str, int], right: dict[str, int]) -> None:
+        self.left = Uart(frequency=left["frequency"], baud=left["baud"])
+        self.right = Uart(frequency=right["frequency"], baud=right["baud"])
         super().__init__({"i": In(stream.Signature(8)), "o": Out(stream.Signature(8))})
 
     def elaborate(self, platform):
