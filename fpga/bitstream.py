@@ -206,14 +206,12 @@ class BoardBuilder:
         self.config = config or board.config
         self.frequency = frequency or board.frequency
         self.baud = baud or board.baud
-        rates = {"frequency": self.frequency, "baud": self.baud}
-        board.check_rates(**rates)
+        board.check_rates(self.frequency, self.baud)
         # The device reports a hash of itself, but for this hash.
-        blank = _plan(board, BoardTop(board, self.config, **rates))
+        blank = self._prepare(NO_BUILD)
         inputs = [blank.rtlil.encode(), blank.constraints, " ".join(blank.place).encode()]
         self.build_hash = hashlib.sha256(b"\0".join(inputs)).digest()[: len(NO_BUILD)]
-        plan = _plan(board, BoardTop(board, self.config, **rates, build=self.build_hash))
-        self._plan = plan
+        self._plan = plan = self._prepare(self.build_hash)
         self._packer = find(plan.pack[0])
         self._flow = Flow(
             plan.rtlil,
@@ -224,6 +222,12 @@ class BoardBuilder:
             timeout=timeout,
             progress=progress,
         )
+
+    def _prepare(self, build: bytes) -> _Plan:
+        top = BoardTop(
+            self.board, self.config, frequency=self.frequency, baud=self.baud, build=build
+        )
+        return _plan(self.board, top)
 
     @property
     def versions(self) -> dict[str, str]:

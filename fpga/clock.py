@@ -156,7 +156,7 @@ class Clock(wiring.Component):
 
     def add_pin(self, m: Module) -> Signal:
         """Add a buffer of the oscillator's pin."""
-        m.submodules.pin = pin = io.Buffer("i", self.port)
+        m.submodules.pin = pin = io.Buffer(io.Direction.Input, self.port)
         return pin.i
 
 

@@ -173,7 +173,7 @@ def test_too_big_a_device_is_not_placed(bench: Bench) -> None:
     ],
 )
 def test_what_cannot_be(
-    bench: Bench, name: str, options: dict[str, int], kind: type[Exception], message: str
+    bench: Bench, name: str, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
         BoardBuilder(name, SMALL, **options)

@@ -258,7 +258,7 @@ def own_board() -> Board:
     section = text[text.index("## Add your board") :]
     assert len(section.splitlines()) < 40
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (entry,) = eval(f"{{{block}}}", vars(boards)).items()
+    (entry,) = eval(f"{{{block}}}", dict(vars(boards))).items()
     assert entry[0] == "my-board"
     return entry[1]
 
