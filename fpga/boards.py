@@ -324,7 +324,8 @@ BOARDS: Mapping[str, Board] = {
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "zybo_z7_20"),
         note="The serial line is at Pmod JE: pin 1 is the board's output, pin 2 its input. "
-        "There is no AXI port yet.",
+        "For a block design with the processor, `ditto generate --interface axi` writes the "
+        "device with AXI ports, and `ditto.host.axi` drives it.",
     ),
     "pynq-z2": Board(
         title="PYNQ-Z2",
@@ -337,7 +338,8 @@ BOARDS: Mapping[str, Board] = {
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "pynq_z2"),
         note="The serial line is at Pmod A: pin 1 is the board's output, pin 2 its input. "
-        "There is no AXI port yet.",
+        "For a block design with the processor, `ditto generate --interface axi` writes the "
+        "device with AXI ports, and `ditto.host.axi` drives it.",
     ),
     "de10-nano": Board(
         title="DE10-Nano",

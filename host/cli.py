@@ -367,6 +367,12 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="any",
         help="FPGAs it is for: with ecp5, adders use that family's carry cells (default: any)",
     )
+    parser.add_argument(
+        "--interface",
+        choices=["bytes", "axi"],
+        default="bytes",
+        help="a byte stream each way, or AXI4-Lite registers and AXI4-Streams (default: bytes)",
+    )
     _add_config(parser)
 
 
@@ -626,7 +632,7 @@ def _generate(options: argparse.Namespace) -> int:
     from ditto.fpga.generate import write
 
     platform = Ecp5() if options.target == "ecp5" else None
-    verilog, manifest = write(config, options.output, platform)
+    verilog, manifest = write(config, options.output, platform, axi=options.interface == "axi")
     print(f"wrote {verilog} and {manifest}")
     return 0
 
