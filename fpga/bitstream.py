@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ditto.fpga.boards import Board, board_of
-from ditto.fpga.build import DoesNotFitError, summary
+from ditto.fpga.build import FLOORPLAN, DoesNotFitError, summary, with_places
+from ditto.fpga.floorplan import LEAST_CLUSTERS
 from ditto.fpga.flow import Flow
 from ditto.fpga.generate import without_collisions
+from ditto.fpga.parts import PARTS
 from ditto.fpga.tools import ToolError, find
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
@@ -23,6 +27,7 @@ MARGIN = 1.1
 """How much faster than its clock a device is placed for."""
 
 _PINS = "pins"
+_ECP5_SIZE = re.compile(r"--(?:um-|um5g-)?(12k|25k|45k|85k)\b")
 
 SEEDS = (1, 2, 3)
 """Seeds that a board is built with unless others are named."""
@@ -335,7 +340,15 @@ class BoardBuilder:
             f"{MARGIN * self.frequency / 1e6:g}",
         ]
         options.append("--timing-allow-fail")
-        report, (made,) = self._flow.place(seed, options, self._files, [self.board.family.routed])
+        prepare, version = bytes, ""
+        size = _ECP5_SIZE.search(" ".join(options))
+        if size and self.config.clusters >= LEAST_CLUSTERS:
+            # As the device alone is built, see `ditto.fpga.build`.
+            options += ["--placer", "static"]
+            prepare, version = partial(with_places, top="top", part=PARTS[size[1]]), FLOORPLAN
+        report, (made,) = self._flow.place(
+            seed, options, self._files, [self.board.family.routed], prepare, version
+        )
         return routed_of(report, seed), made
 
 
