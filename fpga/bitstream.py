@@ -16,7 +16,7 @@ from ditto.fpga.floorplan import LEAST_CLUSTERS
 from ditto.fpga.flow import Flow
 from ditto.fpga.generate import without_collisions
 from ditto.fpga.parts import PARTS
-from ditto.fpga.tools import ToolError, find
+from ditto.fpga.tools import TimeLimitError, ToolError, find
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import NO_BUILD
@@ -284,17 +284,29 @@ class BoardBuilder:
         TimingError
             If it is too slow with every seed.
         ToolError
-            If a tool fails or takes too long.
+            If a tool fails, place and route with every seed, or takes too long.
         """
         utilization = self.utilization()
-        runs = [self._place(seed) for seed in seeds]
+        runs: list[tuple[Routed, bytes]] = []
+        failed: dict[int, ToolError] = {}
+        for seed in seeds:
+            try:
+                runs.append(self._place(seed))
+            except TimeLimitError:
+                raise
+            except ToolError as error:
+                # In a full part, not every seed finds places and routes for everything.
+                failed[seed] = error
+        if not runs:
+            raise failed[seeds[0]]
         required = self.frequency / 1e6
         routed, made = max(runs, key=lambda run: run[0].fmax_mhz)
         if routed.fmax_mhz < required:
             raise TimingError([run for run, _ in runs], required)
         family = self.board.family
+        inputs = [made, " ".join(self._plan.pack).encode(), self._packer.version.encode()]
         (data,) = self._flow.run(
-            f"bitstream-{hashlib.sha256(made).hexdigest()[:32]}",
+            f"bitstream-{hashlib.sha256(b''.join(inputs)).hexdigest()[:32]}",
             "Packing the bitstream of",
             self._packer,
             self._plan.pack[1:],
@@ -313,6 +325,7 @@ class BoardBuilder:
             "baud": self.baud,
             "seed": routed.seed,
             "fmax_mhz": {str(run.seed): run.clocks for run, _ in runs},
+            "failed_seeds": list(failed),
             "utilization": {
                 cell: {"used": used, "available": available}
                 for cell, (used, available) in utilization.items()

@@ -72,6 +72,8 @@ class FakeTool:
         mhz = 0.0
         if "--pack-only" not in arguments:
             mhz = self.bench.speeds[int(arguments[arguments.index("--seed") + 1])]
+            if not mhz:
+                raise ToolError("no route")
             for name in ("top.config", "top.asc", "top.pnr.json"):
                 (folder / name).write_text(f"{arguments}")
         for option, name in (("--lpf", "top.lpf"), ("--pcf", "top.pcf")):
@@ -149,6 +151,16 @@ def test_unmet_timing_is_an_error_with_the_path(bench: Bench) -> None:
     )
     assert "     6.00 ns  b_LUT\n" in text
     assert not any(name == "ecppack" for name, _ in bench.calls)
+
+
+def test_a_seed_without_a_route(bench: Bench) -> None:
+    bench.speeds = {1: 0.0, 2: 70.0}
+    made = BoardBuilder("ulx3s-12f", SMALL).build((1, 2))
+    assert (made.facts["seed"], made.facts["failed_seeds"]) == (2, [1])
+    assert "Not routed: 1." in render(made)
+    bench.speeds[2] = 0.0
+    with pytest.raises(ToolError, match="no route"):
+        BoardBuilder("ulx3s-12f", SMALL, frequency=50_000_000).build((1, 2))
 
 
 def test_too_big_a_device_is_not_placed(bench: Bench) -> None:
