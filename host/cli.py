@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_resume, cli_selftest
+from ditto.host import cli_boards, cli_resume, cli_selftest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,8 @@ _KNOWN = (
     ("ditto.host.resume", "ResumeError", _USAGE),
     ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
+    ("ditto.fpga.boards", "UnknownBoardError", _USAGE),
+    ("ditto.fpga.clock", "ClockError", _USAGE),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
     ("ditto.fpga.tools", "MissingToolError", _TOOL),
     ("ditto.fpga.tools", "ToolError", _BUILD),
@@ -135,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_bench,
         _add_generate,
         _add_identify,
+        cli_boards.add,
         cli_selftest.add,
     ):
         add(verbs, common)
@@ -364,6 +367,12 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="any",
         help="FPGAs it is for: with ecp5, adders use that family's carry cells (default: any)",
     )
+    parser.add_argument(
+        "--interface",
+        choices=["bytes", "axi"],
+        default="bytes",
+        help="a byte stream each way, or AXI4-Lite registers and AXI4-Streams (default: bytes)",
+    )
     _add_config(parser)
 
 
@@ -401,10 +410,10 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, whose: str = "the demo") -> None:
     """Add an option for every parameter of a configuration."""
     group = parser.add_argument_group(
-        "device", "Parameters of the device. The defaults are those of the demo."
+        "device", f"Parameters of the device. The defaults are those of {whose}."
     )
     described = _descriptions()
     for parameter in fields(Config):
@@ -415,7 +424,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             type=str if is_kind else int,
             choices=[str(kind) for kind in Multiplier] if is_kind else None,
             metavar="KIND" if is_kind else "N",
-            help=f"{described.get(parameter.name, '')} (default: {default})",
+            help=described.get(parameter.name, "")
+            + (f" (default: {default})" if whose == "the demo" else ""),
         )
 
 
@@ -436,9 +446,9 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _config(options: argparse.Namespace, base: Config = demo) -> Config:
     """Return the configuration that the options describe."""
-    return replace(demo, **_given(options))
+    return replace(base, **_given(options))
 
 
 def _open(options: argparse.Namespace) -> Any:
@@ -622,7 +632,7 @@ def _generate(options: argparse.Namespace) -> int:
     from ditto.fpga.generate import write
 
     platform = Ecp5() if options.target == "ecp5" else None
-    verilog, manifest = write(config, options.output, platform)
+    verilog, manifest = write(config, options.output, platform, axi=options.interface == "axi")
     print(f"wrote {verilog} and {manifest}")
     return 0
 
