@@ -188,6 +188,18 @@ module SB_SPRAM256KA(
     end
 endmodule
 
+// The clock of the simulation stands for the one that the PLL makes, stable from the start.
+module SB_PLL40_PAD(
+  input PACKAGEPIN, EXTFEEDBACK, BYPASS, RESETB, LATCHINPUTVALUE, SDI, SCLK,
+  input [7:0] DYNAMICDELAY,
+  output PLLOUTCORE, PLLOUTGLOBAL, LOCK, SDO
+);
+  parameter FEEDBACK_PATH = "SIMPLE", DIVR = 0, DIVF = 0, DIVQ = 0, FILTER_RANGE = 0;
+  assign PLLOUTCORE = PACKAGEPIN;
+  assign PLLOUTGLOBAL = PACKAGEPIN;
+  assign LOCK = 1'b1;
+endmodule
+
 // A pin in one direction: a disabled output is low.
 module SB_IO(
   inout PACKAGE_PIN,

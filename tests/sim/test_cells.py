@@ -135,7 +135,7 @@ MEMORIES = [
     memory(1, 16384),
     memory(36, 512),
     memory(36, 512, granularity=9),
-    memory(16, 700, reads=2),
+    memory(16, 512, reads=2),
 ]
 
 

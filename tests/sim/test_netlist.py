@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ditto.fpga.boards import board_of
 from ditto.hdl.config import Config, demo
 from ditto.host.device import Device
 from ditto.host.executor import Executor
@@ -73,8 +74,8 @@ def inputs_of_layer(name: str, steps: int) -> tuple[Model, int, list[NDArray[np.
 @pytest.mark.parametrize("board", BOARDS)
 def test_netlist(board: str) -> None:
     config = BOARDS[board]
-    # The ULX3S faster than its bridge: 5 cycles a bit instead of 21, of all that are simulated.
-    text = netlist_verilog(board, config, baud=3_000_000 if board == "icebreaker" else 12_500_000)
+    # Five cycles a bit, fewer than on the board: all of them are simulated.
+    text = netlist_verilog(board, config, baud=board_of(board).frequency // 5)
     with Device(SimulatedBoard.from_verilog(text, is_netlist=True), timeout=60) as device:
         assert device.config == config
         checks = list(selftest(device, rounds=2))
