@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_boards, cli_resume, cli_selftest
+from ditto.host import cli_boards, cli_policy, cli_resume, cli_selftest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +40,7 @@ _KNOWN = (
     ("ditto.host.device", "DeviceError", _FAILED),
     ("ditto.host.executor", "MismatchError", _FAILED),
     ("ditto.host.model", "ModelError", _FAILED),
+    ("ditto.host.monitor", "LimitError", _FAILED),
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_analyze,
         _add_denoise,
         _add_bench,
+        cli_policy.add,
         _add_generate,
         _add_identify,
         cli_boards.add,
@@ -248,12 +250,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="X",
         help="fresh noise in each step: 0 is DDIM, 1 is DDPM (default: 0)",
     )
-    add(
-        "--mode",
-        choices=("temporal", "dense"),
-        default="temporal",
-        help="what a step starts from: the step before, or zero (default: temporal)",
-    )
+    cli_policy.add_policy(parser)
     add(
         "--tau",
         type=_natural,
@@ -822,19 +819,22 @@ def _denoise(options: argparse.Namespace) -> int:
     config = _config(options)
     import numpy as np
 
-    from ditto.hdl.protocol import Mode
     from ditto.host import png
     from ditto.host.boards import check_board
+    from ditto.host.defo import costs_of, policy_of
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
     from ditto.host.report import report
     from ditto.host.samplers import Schedule, inputs_of, sampler_of
-    from ditto.host.session import draw
+    from ditto.host.session import draw, foresee
 
+    if options.policy == "oracle" and options.tau:
+        raise UsageError("--policy oracle foresees exact samples only, not those with --tau")
     check_board(options.board, options.port)
-    if options.json and options.json.absolute() == options.output.absolute():
-        raise UsageError("the image and the JSON file cannot be the same file")
+    given = [path for path in (options.output, options.json, options.monitor) if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise UsageError("image, JSON file and monitor's lines cannot be the same file")
     path = options.model or _demo_model()
     model = Model.load(path)
     shape, _ = inputs_of(model)
@@ -848,6 +848,7 @@ def _denoise(options: argparse.Namespace) -> int:
     jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
     if options.port and jobs > 1:
         raise UsageError(f"--jobs {jobs} boards at one --port; a port has one board")
+    memory = cli_policy.memory_of(options)
 
     console = _console()
     with ExitStack() as stack:
@@ -857,6 +858,10 @@ def _denoise(options: argparse.Namespace) -> int:
             config = device.config
             stack.callback(device.close)
         program = Program(model.layers, model.shapes(), config)
+        if options.policy == "oracle":
+            policy = foresee(model, program, sampler, seed=options.seed, memory=memory)
+        else:
+            policy = policy_of(options.policy, costs_of(program, memory))
         checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
         if checkpoint.steps:
             logging.getLogger("ditto").info("%d steps are done already", checkpoint.steps)
@@ -872,11 +877,12 @@ def _denoise(options: argparse.Namespace) -> int:
             sampler,
             samples=options.samples,
             seed=options.seed,
-            mode=Mode[options.mode.upper()],
             check=options.check,
             jobs=jobs,
             tau=options.tau,
-            on_step=on_step,
+            policy=policy,
+            memory=memory,
+            on_step=cli_policy.monitored(stack, options, program, on_step),
             checkpoint=checkpoint,
         )
         facts = report(
@@ -885,7 +891,8 @@ def _denoise(options: argparse.Namespace) -> int:
             sampler.timesteps,
             model=str(path),
             board=options.board,
-            mode=options.mode,
+            policy=options.policy,
+            memory_model=asdict(memory) | {"holds": sorted(memory.holds)},
             samples=options.samples,
             seed=options.seed,
             eta=options.eta,
@@ -965,7 +972,7 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     narrow = console.width < 110
     texts = ["layer", "sizes"] if narrow else ["layer", "kind", "sizes"]
     heads = ["zero\n%", "narrow\n%", "wide\n%"]
-    heads += [f"cycles\n{facts['mode']}", "cycles\ndense", "ratio", "used\n%"]
+    heads += [f"cycles\n{facts['policy']}", "cycles\ndense", "ratio", "used\n%"]
     table = Table(
         box=box.SIMPLE, pad_edge=False, show_footer=True, padding=(0, 0) if narrow else (0, 1)
     )
@@ -987,7 +994,17 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
         f"not used: {lost['columns']} columns without a channel, {lost['row']} lanes at a row's "
         f"end, {lost['item']} gaps, {lost['cluster']} clusters that are done"
     )
-    count, seconds = facts["steps_run"], facts["seconds"]
+    total, count = facts["total"], facts["steps_run"]
+    runs = sum(total["modes"].values())
+    modes = ", ".join(f"{100 * n / runs:.1f} % {mode}" for mode, n in total["modes"].items())
+    print(f"runs: {modes}")
+    if facts["memory_model"]["holds"]:
+        print(
+            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / max(count, 1):,.0f} "
+            f"cycles of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a "
+            "model, not a measurement)"
+        )
+    seconds = facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
     print(f" ({seconds / max(count, 1):.3f} s per step)")
     if count < facts["samples"] * len(facts["steps"]):

@@ -4,6 +4,8 @@ The same cycle model as :meth:`ditto.sim.golden.Golden.count`, vectorized over s
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +14,32 @@ from ditto.hdl.config import Config
 from ditto.host.program import Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
 from ditto.sim.golden import items, shares, taps
+from ditto.sim.spatial import spatial
 
-__all__ = ["LayerCosts"]
+__all__ = ["LayerCosts", "count_items"]
 
 _REACH = 512  # deltas are -511..511, whatever the types of the operands
+_HIGH = 16  # bits below the count of high items
+
+
+@lru_cache(maxsize=64)
+def _table(config: Config) -> NDArray[np.int32]:
+    top = config.max_delta
+    low, high = items(np.arange(-top, top + 1), config)
+    table = np.zeros(2 * _REACH, np.int32)
+    table[_REACH - top : _REACH + top + 1] = low + (high << _HIGH)
+    return table
+
+
+def _all(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sums of low and high items."""
+    return (counts & (1 << _HIGH) - 1) + (counts >> _HIGH)
+
+
+def count_items(deltas: NDArray[Any], config: Config) -> int:
+    """Return the work items of deltas of -511..511, of shape (positions, channels)."""
+    counts = _table(config)[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+    return int(_all(counts).sum())
 
 
 class LayerCosts:
@@ -32,11 +56,7 @@ class LayerCosts:
     def __init__(self, placement: Placement, config: Config) -> None:
         self._placement = placement
         self._config = config
-        # Items of a value: those of the low digit, and 65536 times the others.
-        top = config.max_delta
-        low, high = items(np.arange(-top, top + 1), config)
-        self._items = np.zeros(2 * _REACH, np.int32)
-        self._items[_REACH - top : _REACH + top + 1] = low + (high << 16)
+        self._items = _table(config)
 
     def cycles(self, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the cycles of a run for each of some samples.
@@ -46,22 +66,59 @@ class LayerCosts:
         deltas
             Of shape (samples, ...): the samples' input tensors as the model has them.
         """
+        return self.count(deltas)[0]
+
+    def count(self, deltas: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles and the nonzero digits of a run for each of some samples.
+
+        Parameters
+        ----------
+        deltas
+            As for :meth:`cycles`.
+        """
         layer, lowered = self._placement.layer, self._placement.lowered
         counts = self._items[deltas + np.int16(_REACH)]
         counts = counts.sum(axis=1 if layer.kind == "conv" else -1, dtype=np.int64)
         counts = counts.reshape(len(deltas), -1)  # of every sample and position
         if lowered.gather is not None:
             counts = _pad(counts)[:, lowered.gather].sum(axis=-1)
-        total = np.zeros(len(deltas), np.int64)
+        cycles, digits = np.zeros((2, len(deltas)), np.int64)
         for band in self._placement.bands:
-            total += self._band(band.entry, counts[:, band.inputs])
-        return total
+            own = counts[:, band.inputs]
+            cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
+            digits += _all(own).sum(axis=-1)
+        return cycles, digits
 
-    def _band(self, entry: dict[str, int], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    def spatial(self, values: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles of a spatial run, and the digits of its differences, by sample.
+
+        The gateware has no such mode yet, see :mod:`ditto.sim.spatial`.
+
+        Parameters
+        ----------
+        values
+            Of shape (samples, ...): the samples' input tensors without their zero point.
+        """
+        layer, lowered = self._placement.layer, self._placement.lowered
+        if layer.kind == "conv":
+            values = np.moveaxis(values, 1, -1)
+        values = values.reshape(len(values), -1, layer.channels)
+        if lowered.gather is not None:
+            padded = np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
+            values = padded[:, lowered.gather].reshape(len(values), len(lowered.gather), -1)
+        cycles, digits = np.zeros((2, len(values)), np.int64)
+        for band in self._placement.bands:
+            deltas, index = spatial(values[:, band.inputs], band.entry)
+            counts = self._items[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+            cycles += self._band(band.entry, counts[:, index].sum(axis=-1))
+            digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
+        return cycles, digits
+
+    def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the cycles of output rows with so many items, of shape (samples, rows)."""
         tap = taps(entry)
-        rows = _pad(counts)[:, tap].sum(axis=-1)
-        lengths = row_lengths(rows & 0xFFFF, rows >> 16, self._config)
-        result = np.zeros(len(counts), np.int64)
+        lengths = row_lengths(rows & (1 << _HIGH) - 1, rows >> _HIGH, self._config)
+        result = np.zeros(len(rows), np.int64)
         for share in shares(entry, self._config.clusters)[: entry["split"]]:
             tiles, count = entry["tiles"], len(share.positions)
             gaps = np.tile(share.gaps, tiles)

@@ -2,16 +2,19 @@
 
 import threading
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Counters, Mode
+from ditto.host.defo import Fixed, ModeName, Observation, Policy, costs_of, count_digits
 from ditto.host.device import Accelerator
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Band, Placement, Program
 from ditto.sim.golden import Golden
+from ditto.sim.memory import MEMORIES, Memory, Traffic
 
 __all__ = ["Executor", "LayerRun", "MismatchError", "Stopped"]
 
@@ -57,6 +60,12 @@ class LayerRun(NamedTuple):
     dense_cycles: int
     #: Products of a nonzero digit with a weight of a real output channel.
     products: int
+    #: Nonzero digits of the input in each mode in which they could be counted.
+    digits: Mapping[ModeName, int] = MappingProxyType({})
+    #: What the run moves between the buffers and what is behind them.
+    traffic: Traffic = Traffic()
+    #: Cycles in which the array waits for the memory, by the model of :mod:`ditto.sim.memory`.
+    stall_memory: int = 0
 
 
 class Executor:
@@ -71,7 +80,7 @@ class Executor:
     device
         The device. The program is loaded into it.
     mode
-        What the steps of a sample after the first start from.
+        What the steps of a sample after the first start from, where no policy chooses.
     check
         Run the golden model beside the device, and compare all accumulators and all counters but
         ``stall_link``.
@@ -80,6 +89,8 @@ class Executor:
     tau
         Differences of at most this magnitude are not applied, and stay in the residual: the next
         difference is taken from what the accumulators stand for. 0 is exact.
+    memory
+        What is behind the device's buffers.
 
     Attributes
     ----------
@@ -97,6 +108,7 @@ class Executor:
         check: bool = False,
         stop: threading.Event | None = None,
         tau: int = 0,
+        memory: Memory = MEMORIES["chip"],
     ) -> None:
         if tau < 0:
             raise ValueError(f"tau must be at least 0, not {tau}")
@@ -105,6 +117,7 @@ class Executor:
         self.device = device
         self.mode = mode
         self.tau = tau
+        self.costs = costs_of(program, memory)
         self.runs: list[LayerRun] = []
         self._stop = stop or threading.Event()
         self._model_device = Golden(program.config)
@@ -116,8 +129,15 @@ class Executor:
             program.load(self._golden)
         self.begin()
 
-    def begin(self) -> None:
-        """Begin a new sample: its first step is dense."""
+    def begin(self, policy: Policy | None = None) -> None:
+        """Begin a new sample: its first step is dense.
+
+        Parameters
+        ----------
+        policy
+            Chooses the modes; :attr:`mode` in all further steps if absent.
+        """
+        self._policy = policy or Fixed("dense" if self.mode is Mode.DENSE else "temporal")
         self.device.reset()
         if self._golden is not None:
             self._golden.reset()
@@ -159,18 +179,21 @@ class Executor:
             )
         q = layer.quantize(x)
         reference = self._references[index]
-        dense = q - layer.zero_point
-        if reference is None or self.mode is Mode.DENSE:
-            mode, deltas = Mode.DENSE, dense
-        else:
-            mode, deltas = Mode.TEMPORAL, q - reference
-            if self.tau:
-                deltas = np.where(np.abs(deltas) > self.tau, deltas, 0)
-                q = reference + deltas
-        self._references[index] = q
+        choice = self._policy.choose(index, reference is not None)
+        deltas: dict[ModeName, NDArray[np.int64]] = {"dense": q - layer.zero_point}
+        if reference is not None and (choice.mode == "temporal" or choice.watch):
+            change = q - reference
+            deltas["temporal"] = np.where(np.abs(change) > self.tau, change, 0)
+            if choice.mode == "temporal":
+                q = reference + deltas["temporal"]
+        if choice.mode not in deltas:
+            raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
+        mode = Mode[choice.mode.upper()]
+        self._references[index] = q if choice.keep else None
 
         lowered = placement.lowered
-        work, dense = lowered.deltas(deltas), lowered.deltas(dense)
+        deltas = {name: lowered.deltas(own) for name, own in deltas.items()}
+        work, dense = deltas[choice.mode], deltas["dense"]
         positions = placement.bands[-1].outputs.stop
         accumulators = np.empty((positions, lowered.layer.outputs), np.int64)
         counters = Counters()
@@ -184,7 +207,13 @@ class Executor:
                 dense_cycles += counts.cycles
             else:
                 dense_cycles += self._model_device.count(band.entry, dense[band.inputs]).cycles
-        self.runs.append(LayerRun(self._step, index, mode, counters, dense_cycles, products))
+        digits = count_digits(placement, self.program.config, deltas)
+        cost = self.costs[index]
+        self._policy.observe(index, Observation(choice.mode, counters.cycles, digits))
+        traffic = cost.traffic(choice)
+        stall = cost.stall(choice, counters.cycles)
+        counted = (counters, dense_cycles, products, digits, traffic, stall)
+        self.runs.append(LayerRun(self._step, index, mode, *counted))
         return layer.dequantize(lowered.outputs(accumulators), x.shape)
 
     def _run(

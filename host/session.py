@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Mode
+from ditto.host.defo import MakePolicy, Planned, plan
 from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
 from ditto.host.resume import Checkpoint
 from ditto.host.samplers import Sampler, State, denoise, inputs_of
+from ditto.sim.golden import Golden
+from ditto.sim.memory import MEMORIES, Memory
 
-__all__ = ["Drawing", "OnStep", "draw"]
+__all__ = ["Drawing", "OnStep", "draw", "foresee"]
 
 OnStep = Callable[[int, int, int, Sequence[LayerRun]], None]
 """Called after each step with sample, step, timestep, and what the layers took in it."""
@@ -63,6 +66,8 @@ def draw(
     check: bool = False,
     jobs: int = 1,
     tau: int = 0,
+    policy: MakePolicy | None = None,
+    memory: Memory = MEMORIES["chip"],
     on_step: OnStep | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Drawing:
@@ -84,16 +89,20 @@ def draw(
     seed
         Seed of the noise.
     mode
-        What the steps of a sample after the first start from.
+        What the steps of a sample after the first start from, where no policy chooses.
     check
         Compare every layer of every step with the golden model.
     jobs
         Number of devices.
     tau
         Differences of at most this magnitude are left in the residual; 0 is exact.
+    policy
+        Makes what chooses the mode of each layer and step of a sample. With ``jobs``, several
+        threads call it.
+    memory
+        What is behind the device's buffers.
     on_step
-        Called after each step, by one thread at a time.
-
+        Called after each step, by one thread at a time. What it raises ends the drawing.
     checkpoint
         Takes up what it holds, and keeps what each sample comes to: after each step or, with a
         threshold, at its end, since then a step depends on all those before it. The result has no
@@ -120,13 +129,15 @@ def draw(
 
     def work(device: Accelerator) -> None:
         own = model.clone()
-        executor = Executor(own, program, device, mode=mode, check=check, stop=stop, tau=tau)
+        executor = Executor(
+            own, program, device, mode=mode, check=check, stop=stop, tau=tau, memory=memory
+        )
         while True:
             try:
                 sample = todo.get_nowait()
             except queue.Empty:
                 return
-            executor.begin()
+            executor.begin(policy(sample) if policy is not None else None)
             start = starts.get(sample)
             if start is not None:
                 executor.skip(start.step)
@@ -182,6 +193,48 @@ def draw(
         result.clock_cycles = sum(passed) or None
         result.resent = sum(getattr(device, "resent", 0) for device in devices)
     return result
+
+
+def foresee(
+    model: Model, program: Program, sampler: Sampler, *, seed: int, memory: Memory
+) -> MakePolicy:
+    """Return the oracle: what takes fewest cycles, waits for the memory included, of all choices.
+
+    It draws each sample beforehand on the golden model, which takes as long again. Without a
+    threshold, the sums and so the sample are the same in any mode.
+
+    Parameters
+    ----------
+    model, program, sampler, seed, memory
+        As for :func:`draw`.
+    """
+    shape, make_inputs = inputs_of(model)
+    classes = max(sampler.schedule.classes, 1)
+
+    def make(sample: int) -> Planned:
+        executor = Executor(model.clone(), program, Golden(program.config), memory=memory)
+
+        def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
+            return executor.step(make_inputs(x, timestep, sample % classes))[0]
+
+        denoise(predict, sampler, shape, seed=seed, sample=sample)
+        runs: list[list[LayerRun]] = [[] for _ in program.layers]
+        for run in executor.runs:
+            runs[run.layer].append(run)
+        return Planned(
+            [
+                plan(
+                    cost,
+                    {
+                        "dense": np.array([run.dense_cycles for run in own]),
+                        "temporal": np.array([run.counters.cycles for run in own]),
+                    },
+                )
+                for cost, own in zip(executor.costs, runs, strict=True)
+            ]
+        )
+
+    return make
 
 
 def _wait(workers: Sequence[Future[None]]) -> None:

@@ -60,7 +60,8 @@ SAMPLERS = [
     ["--eta", "0.5"],
     ["--sampler", "dpm++"],
     ["--sampler", "euler"],
-    ["--mode", "dense"],
+    ["--policy", "dense"],
+    ["--policy", "defo", "--memory", "sdram-state"],
     ["--tau", "2"],
 ]
 
