@@ -14,7 +14,7 @@ from ditto.fpga.boards import Board, board_of
 from ditto.fpga.build import FLOORPLAN, DoesNotFitError, summary, with_places
 from ditto.fpga.floorplan import LEAST_CLUSTERS
 from ditto.fpga.flow import Flow
-from ditto.fpga.generate import without_collisions
+from ditto.fpga.generate import for_yosys
 from ditto.fpga.parts import PARTS
 from ditto.fpga.tools import TimeLimitError, ToolError, find
 from ditto.fpga.top import BoardTop
@@ -156,7 +156,7 @@ def _plan(board: Board, top: BoardTop) -> _Plan:
     words = family.adapt([word for word in place[1:] if word != "--quiet"])
     at = words.index(family.routed)
     return _Plan(
-        rtlil=without_collisions(text["top.il"], "top.device"),
+        rtlil=for_yosys(text["top.il"], "top.device"),
         constraints="".join(lines).encode(),
         place=_without(words, "--log", "--json", words[at - 1]),
         write=words[at - 1 : at + 1],
