@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_policy
+from ditto.host import cli_boards, cli_policy, cli_resume, cli_selftest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +45,11 @@ _KNOWN = (
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
+    ("ditto.host.resume", "ResumeError", _USAGE),
     ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
+    ("ditto.fpga.boards", "UnknownBoardError", _USAGE),
+    ("ditto.fpga.clock", "ClockError", _USAGE),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
     ("ditto.fpga.tools", "MissingToolError", _TOOL),
     ("ditto.fpga.tools", "ToolError", _BUILD),
@@ -84,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("ditto").setLevel(logging.WARNING if options.quiet else logging.INFO)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if options.debug:
             raise
         warnings.simplefilter("ignore")  # Amaranth's, about the modules that it didn't come to.
         print("ditto: interrupted; nothing was written", file=sys.stderr)
+        _print_notes(error)
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone. Python flushes once more at exit: into nothing.
@@ -99,7 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status is None or options.debug:
             raise
         print(f"ditto: {error}", file=sys.stderr)
+        _print_notes(error)
         return status
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        print(f"ditto: {note}", file=sys.stderr)
 
 
 def _status(error: Exception) -> int | None:
@@ -130,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         cli_policy.add,
         _add_generate,
         _add_identify,
+        cli_boards.add,
+        cli_selftest.add,
     ):
         add(verbs, common)
     return parser
@@ -298,6 +310,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="boards to use at once (default: 2, or fewer on one core)",
     )
     add("--json", type=Path, metavar="FILE", help="write all counts to a file")
+    cli_resume.add_resume(parser)
     _add_config(parser)
 
 
@@ -406,6 +419,12 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="any",
         help="FPGAs it is for: with ecp5, adders use that family's carry cells (default: any)",
     )
+    parser.add_argument(
+        "--interface",
+        choices=["bytes", "axi"],
+        default="bytes",
+        help="a byte stream each way, or AXI4-Lite registers and AXI4-Streams (default: bytes)",
+    )
     _add_config(parser)
 
 
@@ -427,14 +446,26 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
         default="sim",
         metavar="NAME",
         help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
-        "golden model in its place, without a compiler",
+        "golden model in its place, without a compiler; others are real and need a port",
+    )
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        help="serial port of the board, such as /dev/ttyUSB0 or COM3; its device tells its "
+        "parameters itself, and must have those that are given",
+    )
+    parser.add_argument(
+        "--baud",
+        type=_positive,
+        metavar="N",
+        help="bits per second of the port (default: the board's rate)",
     )
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, whose: str = "the demo") -> None:
     """Add an option for every parameter of a configuration."""
     group = parser.add_argument_group(
-        "device", "Parameters of the device. The defaults are those of the demo."
+        "device", f"Parameters of the device. The defaults are those of {whose}."
     )
     described = _descriptions()
     for parameter in fields(Config):
@@ -445,7 +476,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             type=str if is_kind else int,
             choices=[str(kind) for kind in Multiplier] if is_kind else None,
             metavar="KIND" if is_kind else "N",
-            help=f"{described.get(parameter.name, '')} (default: {default})",
+            help=described.get(parameter.name, "")
+            + (f" (default: {default})" if whose == "the demo" else ""),
         )
 
 
@@ -460,10 +492,26 @@ def _descriptions() -> dict[str, str]:
     return result
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the device that the options name."""
+    values = {p.name: getattr(options, p.name) for p in fields(Config)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _config(options: argparse.Namespace, base: Config = demo) -> Config:
     """Return the configuration that the options describe."""
-    given = {p.name: getattr(options, p.name) for p in fields(Config)}
-    return replace(demo, **{name: value for name, value in given.items() if value is not None})
+    return replace(base, **_given(options))
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """Open the device that the options describe, an :class:`~ditto.host.device.Accelerator`."""
+    from ditto.host.boards import open_device, open_port
+
+    if options.port is None:
+        if options.baud is not None:
+            raise UsageError("--baud is the rate of a --port, and none is given")
+        return open_device(options.board, _config(options))
+    return open_port(options.board, options.port, baud=options.baud, expect=_given(options))
 
 
 def _number(
@@ -646,22 +694,24 @@ def _generate(options: argparse.Namespace) -> int:
     from ditto.fpga.generate import write
 
     platform = Ecp5() if options.target == "ecp5" else None
-    verilog, manifest = write(config, options.output, platform)
+    verilog, manifest = write(config, options.output, platform, axi=options.interface == "axi")
     print(f"wrote {verilog} and {manifest}")
     return 0
 
 
 def _identify(options: argparse.Namespace) -> int:
-    from ditto.hdl.protocol import VERSION
-    from ditto.host.boards import open_device
+    from ditto.hdl.protocol import NO_BUILD, VERSION
 
-    device = open_device(options.board, _config(options))
+    device = _open(options)
     config = device.config
     close = getattr(device, "close", None)
     if close is not None:
         close()
     print(f"Ditto on board {options.board}, protocol version {VERSION}")
     print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
+    build = getattr(device, "build", NO_BUILD)
+    if build != NO_BUILD:
+        print(f"build {build.hex()}")
     for name, value in asdict(config).items():
         print(f"  {name:18}{value:8}")
     print("memories")
@@ -835,7 +885,7 @@ def _denoise(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ditto.host import png
-    from ditto.host.boards import BOARDS, BoardError, open_device
+    from ditto.host.boards import check_board
     from ditto.host.conditioning import Conditioning
     from ditto.host.defo import costs_of, policy_of
     from ditto.host.model import Model, ModelError
@@ -849,8 +899,7 @@ def _denoise(options: argparse.Namespace) -> int:
         raise UsageError("--policy oracle foresees exact samples only, not those with --tau")
     if options.policy == "oracle" and options.guidance is not None:
         raise UsageError("--policy oracle foresees one evaluation in a step, not --guidance")
-    if options.board not in BOARDS:
-        raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
+    check_board(options.board, options.port)
     given = [path for path in (options.output, options.json, options.monitor) if path is not None]
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("image, JSON file and monitor's lines cannot be the same file")
@@ -867,29 +916,46 @@ def _denoise(options: argparse.Namespace) -> int:
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
+    if options.policy == "oracle" and len(model.windows) > 1:
+        raise UsageError("--policy oracle foresees models without step windows only")
     sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
     shapes = model.shapes(conditioning.inputs(0, np.zeros(shape, np.float32), 0, 0))
-    program = Program(model.layers, shapes, config, states=conditioning.states)
-    jobs = options.jobs or min(2, os.cpu_count() or 1)
+    jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
+    if options.port and jobs > 1:
+        raise UsageError(f"--jobs {jobs} boards at one --port; a port has one board")
     memory = cli_policy.memory_of(options)
-    if options.policy == "oracle":
-        if len(model.windows) > 1:
-            raise UsageError("--policy oracle foresees models without step windows only")
-        policy = foresee(
-            model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
-        )
-    else:
-        policy = policy_of(options.policy, costs_of(program, memory))
 
     console = _console()
     with ExitStack() as stack:
+        # Simulated boards are opened when they are needed, as many as there are jobs.
+        device = _open(options) if options.port else None
+        if device is not None:
+            config = device.config
+            stack.callback(device.close)
+        program = Program(model.layers, shapes, config, states=conditioning.states)
+        if options.policy == "oracle":
+            policy = foresee(
+                model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
+            )
+        else:
+            policy = policy_of(options.policy, costs_of(program, memory))
+        checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
+        if checkpoint.steps:
+            logging.getLogger("ditto").info("%d steps are done already", checkpoint.steps)
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
-        on_step = _progress(stack, console, options.samples, options.steps, options.quiet)
+        on_step = _progress(
+            stack,
+            console,
+            options.samples,
+            len(sampler.timesteps),
+            options.quiet,
+            checkpoint.steps,
+        )
         drawing = draw(
             model,
             program,
-            lambda: open_device(options.board, config),
+            (lambda: device) if device else lambda: _open(options),
             sampler,
             samples=options.samples,
             seed=options.seed,
@@ -900,6 +966,7 @@ def _denoise(options: argparse.Namespace) -> int:
             policy=policy,
             memory=memory,
             on_step=cli_policy.monitored(stack, options, program, on_step),
+            checkpoint=checkpoint,
         )
         facts = report(
             drawing,
@@ -927,7 +994,9 @@ def _denoise(options: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: bool) -> "OnStep":
+def _progress(
+    stack: Any, console: "Console", samples: int, steps: int, quiet: bool, done: int
+) -> "OnStep":
     """Return what is called after each step: a progress bar, or a line for each sample."""
     from ditto.host.report import Total, shares
 
@@ -951,7 +1020,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
                 console=console,
             )
         )
-        task = bar.add_task("denoising", total=samples * steps, step="")
+        task = bar.add_task("denoising", total=samples * steps, completed=done, step="")
 
         def advance(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
             bar.update(task, advance=1, step=text(Total.of(runs)))
@@ -1015,19 +1084,21 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     print(f"host: {100 * host['share']:.1f} % of the time in its own operators: {', '.join(first)}")
     for name, reason in host["layers"].items():
         print(f"on the host: {name} ({reason})")
-    total, count = facts["total"], facts["samples"] * len(facts["steps"])
+    total, count = facts["total"], facts["steps_run"]
     runs = sum(total["modes"].values())
     modes = ", ".join(f"{100 * n / runs:.1f} % {mode}" for mode, n in total["modes"].items())
     print(f"runs: {modes}")
     if facts["memory_model"]["holds"]:
         print(
-            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / count:,.0f} cycles "
-            f"of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a model, "
-            "not a measurement)"
+            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / max(count, 1):,.0f} "
+            f"cycles of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a "
+            "model, not a measurement)"
         )
     seconds = facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
-    print(f" ({seconds / count:.3f} s per step)")
+    print(f" ({seconds / max(count, 1):.3f} s per step)")
+    if count < facts["samples"] * len(facts["steps"]):
+        print(f"of the {count} steps since the run was taken up again; so are all figures")
     if facts["checked"]:
         print("every accumulator and every counter equals the golden model's")
     if facts["clock_cycles"]:

@@ -35,7 +35,8 @@ class FakeBuilder:
     def facts(self, seeds: list[int]) -> dict[str, Any]:
         part = PARTS[self.options["part"]]
         if seeds and part is PARTS["25k"]:
-            raise build.DoesNotFitError(part, {"DP16KD": 60})
+            needs = {"DP16KD": (60, 56)}
+            raise build.DoesNotFitError(part.name, needs, {"DP16KD": "block memories"})
         return {
             "device": part.name,
             "speed": 6,
