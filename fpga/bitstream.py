@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ditto.fpga.boards import Board, board_of
-from ditto.fpga.build import DoesNotFitError, summary
+from ditto.fpga.build import FLOORPLAN, DoesNotFitError, summary, with_places
+from ditto.fpga.floorplan import LEAST_CLUSTERS
 from ditto.fpga.flow import Flow
-from ditto.fpga.generate import without_collisions
-from ditto.fpga.tools import ToolError, find
+from ditto.fpga.generate import for_yosys
+from ditto.fpga.parts import PARTS
+from ditto.fpga.tools import TimeLimitError, ToolError, find
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import NO_BUILD
@@ -23,6 +27,7 @@ MARGIN = 1.1
 """How much faster than its clock a device is placed for."""
 
 _PINS = "pins"
+_ECP5_SIZE = re.compile(r"--(?:um-|um5g-)?(12k|25k|45k|85k)\b")
 
 SEEDS = (1, 2, 3)
 """Seeds that a board is built with unless others are named."""
@@ -151,7 +156,7 @@ def _plan(board: Board, top: BoardTop) -> _Plan:
     words = family.adapt([word for word in place[1:] if word != "--quiet"])
     at = words.index(family.routed)
     return _Plan(
-        rtlil=without_collisions(text["top.il"], "top.device"),
+        rtlil=for_yosys(text["top.il"], "top.device"),
         constraints="".join(lines).encode(),
         place=_without(words, "--log", "--json", words[at - 1]),
         write=words[at - 1 : at + 1],
@@ -279,17 +284,29 @@ class BoardBuilder:
         TimingError
             If it is too slow with every seed.
         ToolError
-            If a tool fails or takes too long.
+            If a tool fails, place and route with every seed, or takes too long.
         """
         utilization = self.utilization()
-        runs = [self._place(seed) for seed in seeds]
+        runs: list[tuple[Routed, bytes]] = []
+        failed: dict[int, ToolError] = {}
+        for seed in seeds:
+            try:
+                runs.append(self._place(seed))
+            except TimeLimitError:
+                raise
+            except ToolError as error:
+                # In a full part, not every seed finds places and routes for everything.
+                failed[seed] = error
+        if not runs:
+            raise failed[seeds[0]]
         required = self.frequency / 1e6
         routed, made = max(runs, key=lambda run: run[0].fmax_mhz)
         if routed.fmax_mhz < required:
             raise TimingError([run for run, _ in runs], required)
         family = self.board.family
+        inputs = [made, " ".join(self._plan.pack).encode(), self._packer.version.encode()]
         (data,) = self._flow.run(
-            f"bitstream-{hashlib.sha256(made).hexdigest()[:32]}",
+            f"bitstream-{hashlib.sha256(b''.join(inputs)).hexdigest()[:32]}",
             "Packing the bitstream of",
             self._packer,
             self._plan.pack[1:],
@@ -308,6 +325,7 @@ class BoardBuilder:
             "baud": self.baud,
             "seed": routed.seed,
             "fmax_mhz": {str(run.seed): run.clocks for run, _ in runs},
+            "failed_seeds": list(failed),
             "utilization": {
                 cell: {"used": used, "available": available}
                 for cell, (used, available) in utilization.items()
@@ -335,7 +353,15 @@ class BoardBuilder:
             f"{MARGIN * self.frequency / 1e6:g}",
         ]
         options.append("--timing-allow-fail")
-        report, (made,) = self._flow.place(seed, options, self._files, [self.board.family.routed])
+        prepare, version = bytes, ""
+        size = _ECP5_SIZE.search(" ".join(options))
+        if size and self.config.clusters >= LEAST_CLUSTERS:
+            # As the device alone is built, see `ditto.fpga.build`.
+            options += ["--placer", "static"]
+            prepare, version = partial(with_places, top="top", part=PARTS[size[1]]), FLOORPLAN
+        report, (made,) = self._flow.place(
+            seed, options, self._files, [self.board.family.routed], prepare, version
+        )
         return routed_of(report, seed), made
 
 

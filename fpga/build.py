@@ -16,6 +16,7 @@ from ditto.fpga.tools import ToolError
 from ditto.hdl.config import Config
 
 __all__ = [
+    "FLOORPLAN",
     "Builder",
     "Delay",
     "DoesNotFitError",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 # Of the floorplan: a placement in the cache with another one is not used.
-_FLOORPLAN = "floorplan 1"
+FLOORPLAN = "floorplan 1"
 
 _CELLS = {
     "LUT4": "luts",
@@ -222,7 +223,7 @@ class Builder:
             options,
             {},
             prepare=lambda n: with_places(n, "ditto", self.part),
-            version=_FLOORPLAN,
+            version=FLOORPLAN,
         )
         return placed_of(report, seed)
 

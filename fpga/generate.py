@@ -35,7 +35,7 @@ __all__ = [
     "manifest",
     "rtlil",
     "verilog",
-    "without_collisions",
+    "for_yosys",
     "write",
 ]
 
@@ -110,11 +110,11 @@ def rtlil(config: Config, platform: object = None) -> str:
         What it is built for, such as :class:`ditto.fpga.ecp5.Ecp5`; without one, for anything.
     """
     text = amaranth_rtlil.convert(Top(config), name=_NAME, platform=platform, emit_src=False)
-    return without_collisions(text, _NAME)
+    return for_yosys(text, _NAME)
 
 
-def without_collisions(text: str, device: str) -> str:
-    """Mark the memories of a device's engine in RTLIL: none is read where it is written.
+def for_yosys(text: str, device: str) -> str:
+    """Rewrite the RTLIL of a device, or of what it is in, as :func:`rtlil` tells.
 
     Parameters
     ----------

@@ -45,6 +45,7 @@ def render(bitstream: Bitstream) -> str:
                 for clock, mhz in run.clocks.items()
             ],
         ),
+        f"<p>Not routed: {escape(', '.join(map(str, facts['failed_seeds'])) or 'none')}.</p>",
         "<h3>Slowest path of every group</h3>",
         "<p>Pins are not clocked: the serial line is synchronized, and the lights are for the "
         "eye.</p>",

@@ -189,6 +189,8 @@ def _write(folder: Path, bitstream: "Bitstream") -> None:
     for run in bitstream.runs:
         reached = ", ".join(f"{clock} {mhz:.1f} MHz" for clock, mhz in run.clocks.items())
         print(f"seed {run.seed}: {reached} of {facts['clock_hz'] / 1e6:g}")
+    for seed in facts["failed_seeds"]:
+        print(f"seed {seed}: not routed")
     for cell, numbers in facts["utilization"].items():
         print(f"  {cell:18}{numbers['used']:8} of {numbers['available']}")
     print(f"wrote {', '.join(str(folder / name) for name in contents)}")

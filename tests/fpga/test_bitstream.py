@@ -63,7 +63,7 @@ class FakeTool:
         self.bench.calls.append((self.name, arguments))
         if self.name == "yosys":
             self.bench.rtlil = (folder / "top.il").read_text()
-            (folder / "top.json").write_text("{}")
+            (folder / "top.json").write_text('{"modules": {"top": {"cells": {}}}}')
             return ""
         if self.name in ("ecppack", "icepack", "gowin_pack"):
             product = next(word for word in arguments if word in ("top.bit", "top.bin", "top.fs"))
@@ -72,6 +72,8 @@ class FakeTool:
         mhz = 0.0
         if "--pack-only" not in arguments:
             mhz = self.bench.speeds[int(arguments[arguments.index("--seed") + 1])]
+            if not mhz:
+                raise ToolError("no route")
             for name in ("top.config", "top.asc", "top.pnr.json"):
                 (folder / name).write_text(f"{arguments}")
         for option, name in (("--lpf", "top.lpf"), ("--pcf", "top.pcf")):
@@ -132,12 +134,10 @@ def test_device_reports_the_build_of_the_manifest(bench: Bench) -> None:
     bits = "".join(f"{byte:08b}" for byte in reversed(answer))
     assert bits in bench.rtlil
     others = {
-        BoardBuilder("ulx3s-25f", SMALL).build_hash,
         BoardBuilder("ulx3s-12f", replace(SMALL, columns=3)).build_hash,
         BoardBuilder("ulx3s-12f", SMALL, frequency=50_000_000).build_hash,
-        BoardBuilder("ulx3s-12f", SMALL, baud=1_000_000).build_hash,
     }
-    assert len(others | {build}) == 5
+    assert len(others | {build}) == 3
 
 
 def test_unmet_timing_is_an_error_with_the_path(bench: Bench) -> None:
@@ -151,6 +151,16 @@ def test_unmet_timing_is_an_error_with_the_path(bench: Bench) -> None:
     )
     assert "     6.00 ns  b_LUT\n" in text
     assert not any(name == "ecppack" for name, _ in bench.calls)
+
+
+def test_a_seed_without_a_route(bench: Bench) -> None:
+    bench.speeds = {1: 0.0, 2: 70.0}
+    made = BoardBuilder("ulx3s-12f", SMALL).build((1, 2))
+    assert (made.facts["seed"], made.facts["failed_seeds"]) == (2, [1])
+    assert "Not routed: 1." in render(made)
+    bench.speeds[2] = 0.0
+    with pytest.raises(ToolError, match="no route"):
+        BoardBuilder("ulx3s-12f", SMALL, frequency=50_000_000).build((1, 2))
 
 
 def test_too_big_a_device_is_not_placed(bench: Bench) -> None:
@@ -201,6 +211,15 @@ def test_tools_of_the_families(bench: Bench, name: str, words: list[str]) -> Non
     if name == "icebreaker":
         assert bench.rtlil.count("cell \\SB_SPRAM256KA ") == 1
         assert "set_frequency" not in bench.constraints
+
+
+@pytest.mark.parametrize(("clusters", "static"), [(3, False), (4, True)])
+def test_many_clusters_are_placed_by_region(bench: Bench, clusters: int, static: bool) -> None:
+    bench.speeds = {1: 100.0}
+    config = replace(SMALL, clusters=clusters, columns=1)
+    BoardBuilder("ecpix5-85f", config).place(1)
+    (placed,) = [arguments for _, arguments in bench.calls if "--seed" in arguments]
+    assert ("static" in placed) == static
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -61,6 +61,7 @@ class FakeBuilder:
             "baud": 3_000_000,
             "seed": 3,
             "fmax_mhz": {"3": {"clk": 70.0}},
+            "failed_seeds": [],
             "utilization": {"DP16KD": {"used": 3, "available": 56}},
             "tools": {"yosys": "yosys 9", "seeds": str(seeds)},
         }
