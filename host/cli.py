@@ -446,7 +446,8 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
         default="sim",
         metavar="NAME",
         help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
-        "golden model in its place, without a compiler; others are real and need a port",
+        "golden model in its place, without a compiler; those of ditto boards, and serial for any "
+        "other one with a device at a serial port, need a port",
     )
     parser.add_argument(
         "--port",
