@@ -139,7 +139,7 @@ def _ulx3s(size: str, config: Config) -> Board:
 _UP5K = Config(
     clusters=1,
     lanes=1,
-    columns=6,
+    columns=4,
     digit_bits=9,
     accumulator_bits=24,
     weight_rows=16384,
