@@ -102,7 +102,7 @@ def _boards(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ditto.fpga.boards import BOARDS
-    from ditto.fpga.survey import page, proof_of
+    from ditto.fpga.survey import page, proofs_of
     from ditto.host import cli
     from ditto.host.output import OutputFile
 
@@ -126,7 +126,7 @@ def _boards(options: argparse.Namespace) -> int:
             f"{board.frequency / 1e6:g}",
             f"{board.baud:,}",
             f"{config.clusters} x {config.lanes} x {config.columns}",
-            proof_of(name),
+            ", ".join(proofs_of(name)),
         )
     cli._console().print(table)
     print("array: clusters x lanes x columns of the default device; none ran on hardware yet")

@@ -299,7 +299,7 @@ def test_largest_ends_in_time() -> None:
 TINY_UP5K = replace(
     BOARDS["icebreaker"].config,
     columns=2,
-    accumulator_bits=16,
+    accumulator_bits=18,
     weight_rows=512,
     item_depth=512,
     positions=64,
