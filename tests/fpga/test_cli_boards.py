@@ -87,7 +87,7 @@ def test_boards_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     for name in BOARDS:
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        assert ", ".join(proofs_of(name)) in line
+        assert str(proofs_of(name)[-1]) in line
     assert "none ran on hardware" in out
 
 
