@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
+from ditto.host import cli_policy
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,7 @@ _KNOWN = (
     ("ditto.host.device", "DeviceError", _FAILED),
     ("ditto.host.executor", "MismatchError", _FAILED),
     ("ditto.host.model", "ModelError", _FAILED),
+    ("ditto.host.monitor", "LimitError", _FAILED),
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
@@ -125,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_analyze,
         _add_denoise,
         _add_bench,
+        cli_policy.add,
         _add_generate,
         _add_identify,
     ):
@@ -261,12 +264,7 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="X",
         help="fresh noise in each step: 0 is DDIM, 1 is DDPM (default: 0)",
     )
-    add(
-        "--mode",
-        choices=("temporal", "dense"),
-        default="temporal",
-        help="what a step starts from: the step before, or zero (default: temporal)",
-    )
+    cli_policy.add_policy(parser)
     add(
         "--tau",
         type=_natural,
@@ -836,26 +834,33 @@ def _denoise(options: argparse.Namespace) -> int:
     config = _config(options)
     import numpy as np
 
-    from ditto.hdl.protocol import Mode
     from ditto.host import png
     from ditto.host.boards import BOARDS, BoardError, open_device
     from ditto.host.conditioning import Conditioning
+    from ditto.host.defo import costs_of, policy_of
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
     from ditto.host.report import report
     from ditto.host.samplers import Schedule, load_inputs, sampler_of
-    from ditto.host.session import draw
+    from ditto.host.session import draw, foresee
 
+    if options.policy == "oracle" and options.tau:
+        raise UsageError("--policy oracle foresees exact samples only, not those with --tau")
+    if options.policy == "oracle" and options.guidance is not None:
+        raise UsageError("--policy oracle foresees one evaluation in a step, not --guidance")
     if options.board not in BOARDS:
         raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
-    if options.json and options.json.absolute() == options.output.absolute():
-        raise UsageError("the image and the JSON file cannot be the same file")
+    given = [path for path in (options.output, options.json, options.monitor) if path is not None]
+    if len({path.absolute() for path in given}) < len(given):
+        raise UsageError("image, JSON file and monitor's lines cannot be the same file")
     path = options.model or _demo_model()
     model = Model.load(path)
     inputs = None if options.inputs is None else load_inputs(options.inputs)
-    given = Conditioning(model, inputs, guidance=options.guidance, null_label=options.null_label)
-    shape = given.shape
+    conditioning = Conditioning(
+        model, inputs, guidance=options.guidance, null_label=options.null_label
+    )
+    shape = conditioning.shape
     if shape[1] != 1:
         raise ModelError(
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
@@ -863,9 +868,18 @@ def _denoise(options: argparse.Namespace) -> int:
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
     sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
-    shapes = model.shapes(given.inputs(0, np.zeros(shape, np.float32), 0, 0))
-    program = Program(model.layers, shapes, config, states=given.states)
+    shapes = model.shapes(conditioning.inputs(0, np.zeros(shape, np.float32), 0, 0))
+    program = Program(model.layers, shapes, config, states=conditioning.states)
     jobs = options.jobs or min(2, os.cpu_count() or 1)
+    memory = cli_policy.memory_of(options)
+    if options.policy == "oracle":
+        if len(model.windows) > 1:
+            raise UsageError("--policy oracle foresees models without step windows only")
+        policy = foresee(
+            model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
+        )
+    else:
+        policy = policy_of(options.policy, costs_of(program, memory))
 
     console = _console()
     with ExitStack() as stack:
@@ -879,12 +893,13 @@ def _denoise(options: argparse.Namespace) -> int:
             sampler,
             samples=options.samples,
             seed=options.seed,
-            mode=Mode[options.mode.upper()],
             check=options.check,
             jobs=jobs,
             tau=options.tau,
-            conditioning=given,
-            on_step=on_step,
+            conditioning=conditioning,
+            policy=policy,
+            memory=memory,
+            on_step=cli_policy.monitored(stack, options, program, on_step),
         )
         facts = report(
             drawing,
@@ -893,7 +908,8 @@ def _denoise(options: argparse.Namespace) -> int:
             on_host=model.on_host,
             model=str(path),
             board=options.board,
-            mode=options.mode,
+            policy=options.policy,
+            memory_model=asdict(memory) | {"holds": sorted(memory.holds)},
             samples=options.samples,
             seed=options.seed,
             eta=options.eta,
@@ -972,7 +988,7 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     narrow = console.width < 110
     texts = ["layer", "sizes"] if narrow else ["layer", "kind", "sizes"]
     heads = ["zero\n%", "narrow\n%", "wide\n%"]
-    heads += [f"cycles\n{facts['mode']}", "cycles\ndense", "ratio", "used\n%"]
+    heads += [f"cycles\n{facts['policy']}", "cycles\ndense", "ratio", "used\n%"]
     table = Table(
         box=box.SIMPLE, pad_edge=False, show_footer=True, padding=(0, 0) if narrow else (0, 1)
     )
@@ -999,7 +1015,17 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     print(f"host: {100 * host['share']:.1f} % of the time in its own operators: {', '.join(first)}")
     for name, reason in host["layers"].items():
         print(f"on the host: {name} ({reason})")
-    count, seconds = facts["samples"] * len(facts["steps"]), facts["seconds"]
+    total, count = facts["total"], facts["samples"] * len(facts["steps"])
+    runs = sum(total["modes"].values())
+    modes = ", ".join(f"{100 * n / runs:.1f} % {mode}" for mode, n in total["modes"].items())
+    print(f"runs: {modes}")
+    if facts["memory_model"]["holds"]:
+        print(
+            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / count:,.0f} cycles "
+            f"of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a model, "
+            "not a measurement)"
+        )
+    seconds = facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
     print(f" ({seconds / count:.3f} s per step)")
     if facts["checked"]:

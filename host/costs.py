@@ -4,6 +4,8 @@ The same cycle model as :meth:`ditto.sim.golden.Golden.count`, vectorized over s
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +15,32 @@ from ditto.host.layers import Linear, Product
 from ditto.host.program import Part, Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
 from ditto.sim.golden import items, shares, taps
+from ditto.sim.spatial import spatial
 
-__all__ = ["LayerCosts", "ProductCosts"]
+__all__ = ["LayerCosts", "ProductCosts", "count_items"]
 
 _REACH = 512  # deltas are -511..511, whatever the types of the operands
+_HIGH = 16  # bits below the count of high items
+
+
+@lru_cache(maxsize=64)
+def _table(config: Config) -> NDArray[np.int32]:
+    top = config.max_delta
+    low, high = items(np.arange(-top, top + 1), config)
+    table = np.zeros(2 * _REACH, np.int32)
+    table[_REACH - top : _REACH + top + 1] = low + (high << _HIGH)
+    return table
+
+
+def _all(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sums of low and high items."""
+    return (counts & (1 << _HIGH) - 1) + (counts >> _HIGH)
+
+
+def count_items(deltas: NDArray[Any], config: Config) -> int:
+    """Return the work items of deltas of -511..511, of shape (positions, channels)."""
+    counts = _table(config)[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+    return int(_all(counts).sum())
 
 
 class _Costs:
@@ -33,28 +57,36 @@ class _Costs:
     def __init__(self, placement: Placement, config: Config) -> None:
         self._placement = placement
         self._config = config
-        # Items of a value: those of the low digit, and 65536 times the others.
-        top = config.max_delta
-        low, high = items(np.arange(-top, top + 1), config)
-        self._items = np.zeros(2 * _REACH, np.int32)
-        self._items[_REACH - top : _REACH + top + 1] = low + (high << 16)
+        self._items = _table(config)
 
-    def _of(self, part: Part, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Return the cycles of a run of a part for samples: (samples, positions..., channels)."""
-        values = self._items[deltas[..., part.lowered.takes] + np.int16(_REACH)]
-        counts = values.sum(axis=-1, dtype=np.int64).reshape(len(deltas), -1)
+    def _part(
+        self, part: Part, deltas: NDArray[np.int16]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles and the nonzero digits of a run of a part, by sample.
+
+        Parameters
+        ----------
+        part
+            The part.
+        deltas
+            Those of its layer, of shape (samples, positions, channels).
+        """
+        own = self._items[deltas[..., part.lowered.takes] + np.int16(_REACH)]
+        counts = own.sum(axis=-1, dtype=np.int64)
+        cycles, digits = np.zeros((2, len(deltas)), np.int64)
         if part.lowered.gather is not None:
             counts = _pad(counts)[:, part.lowered.gather].sum(axis=-1)
-        total = np.zeros(len(deltas), np.int64)
         for band in part.bands:
-            total += self._band(band.entry, counts[:, band.inputs])
-        return total
+            own = counts[:, band.inputs]
+            cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
+            digits += _all(own).sum(axis=-1)
+        return cycles, digits
 
-    def _band(self, entry: dict[str, int], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the cycles of output rows with so many items, of shape (samples, rows)."""
         tap = taps(entry)
-        rows = _pad(counts)[:, tap].sum(axis=-1)
-        lengths = row_lengths(rows & 0xFFFF, rows >> 16, self._config)
-        result = np.zeros(len(counts), np.int64)
+        lengths = row_lengths(rows & (1 << _HIGH) - 1, rows >> _HIGH, self._config)
+        result = np.zeros(len(rows), np.int64)
         for share in shares(entry, self._config.clusters)[: entry["split"]]:
             tiles, count = entry["tiles"], len(share.positions)
             gaps = np.tile(share.gaps, tiles)
@@ -67,6 +99,11 @@ class _Costs:
 class LayerCosts(_Costs):
     """Counts the cycles of a layer with constant weights."""
 
+    def __init__(self, placement: Placement, config: Config) -> None:
+        super().__init__(placement, config)
+        assert isinstance(placement.layer, Linear)
+        self._layer = placement.layer
+
     def cycles(self, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the cycles of a run for each of some samples.
 
@@ -75,13 +112,53 @@ class LayerCosts(_Costs):
         deltas
             Of shape (samples, ...): the samples' input tensors as the model has them.
         """
-        layer = self._placement.layer
-        assert isinstance(layer, Linear)
-        values = np.moveaxis(deltas, 1 if layer.kind == "conv" else layer.axes[0], -1)
-        total = np.zeros(len(deltas), np.int64)
+        return self.count(deltas)[0]
+
+    def count(self, deltas: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles and the nonzero digits of a run for each of some samples.
+
+        Parameters
+        ----------
+        deltas
+            As for :meth:`cycles`.
+        """
+        values = self._by_position(deltas)
+        cycles, digits = np.zeros((2, len(deltas)), np.int64)
         for part in self._placement.parts:
-            total += self._of(part, values)
-        return total
+            for total, own in zip((cycles, digits), self._part(part, values), strict=True):
+                total += own
+        return cycles, digits
+
+    def _by_position(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return tensors of the model as (samples, positions, channels)."""
+        layer = self._layer
+        values = np.moveaxis(values, 1 if layer.kind == "conv" else layer.axes[0], -1)
+        return values.reshape(len(values), -1, layer.channels)
+
+    def spatial(self, values: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles of a spatial run, and the digits of its differences, by sample.
+
+        The gateware has no such mode yet, see :mod:`ditto.sim.spatial`.
+
+        Parameters
+        ----------
+        values
+            Of shape (samples, ...): the samples' input tensors without their zero point.
+        """
+        values = self._by_position(values)
+        cycles, digits = np.zeros((2, len(values)), np.int64)
+        for part in self._placement.parts:
+            own = values[..., part.lowered.takes]
+            gather = part.lowered.gather
+            if gather is not None:
+                padded = np.concatenate([own, np.zeros_like(own[:, :1])], axis=1)
+                own = padded[:, gather].reshape(len(own), len(gather), -1)
+            for band in part.bands:
+                deltas, index = spatial(own[:, band.inputs], band.entry)
+                counts = self._items[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+                cycles += self._band(band.entry, counts[:, index].sum(axis=-1))
+                digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
+        return cycles, digits
 
 
 class ProductCosts(_Costs):
@@ -131,7 +208,7 @@ class ProductCosts(_Costs):
             values = np.swapaxes(values, -2, -1)
         heads = values.reshape(len(values), -1, *values.shape[-2:])
         runs = [
-            self._of(self._placement.of_product(head, side), heads[:, head])
+            self._part(self._placement.of_product(head, side), heads[:, head])[0]
             for head in range(heads.shape[1])
         ]
         return np.stack(runs, axis=1)

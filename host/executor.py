@@ -1,20 +1,33 @@
 """Runs the layers of a model on a device: quantizes, takes differences, checks, counts."""
 
+import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Counters, Mode
+from ditto.host.costs import count_items
+from ditto.host.defo import (
+    Choice,
+    Fixed,
+    ModeName,
+    Observation,
+    Policy,
+    costs_of,
+    count_digits,
+)
 from ditto.host.device import Accelerator, word_bytes
 from ditto.host.layers import Linear, Product
 from ditto.host.model import Model, ModelError
 from ditto.host.narrow import narrow_activation, times
 from ditto.host.program import Band, Part, Placement, Program
 from ditto.sim.golden import Golden, wrap
+from ditto.sim.memory import MEMORIES, Memory, Traffic
 
 __all__ = ["Executor", "LayerRun", "MismatchError", "Stopped"]
 
@@ -60,6 +73,12 @@ class LayerRun(NamedTuple):
     dense_cycles: int
     #: Products of a nonzero digit with a weight of a real output channel.
     products: int
+    #: Nonzero digits of the input in each mode in which they could be counted.
+    digits: Mapping[ModeName, int] = MappingProxyType({})
+    #: What the run moves between the buffers and what is behind them.
+    traffic: Traffic = Traffic()
+    #: Cycles in which the array waits for the memory, by the model of :mod:`ditto.sim.memory`.
+    stall_memory: int = 0
     #: Bytes of activations that were written as weights.
     weight_bytes: int = 0
 
@@ -127,6 +146,7 @@ class _State:
     #: The quantized input of each layer with constant weights.
     references: list[NDArray[np.int64] | None]
     products: list[_ProductState | None]
+    policy: Policy
     step: int = -1
 
 
@@ -142,8 +162,9 @@ class Executor:
     device
         The device. The program is loaded into it.
     mode
-        What the steps of a sample after the first start from. A product of two activations takes
-        two runs by differences; where a dense one takes fewer cycles, it is dense.
+        What the steps of a sample after the first start from, where no policy chooses. A product of
+        two activations takes two runs by differences; where a dense one takes fewer cycles, it is
+        dense all the same.
     check
         Run the golden model beside the device, and compare all accumulators and all counters but
         ``stall_link``.
@@ -152,6 +173,8 @@ class Executor:
     tau
         Differences of at most this magnitude are not applied, and stay in the residual: the next
         difference is taken from what the accumulators stand for. 0 is exact.
+    memory
+        What is behind the device's buffers.
 
     Attributes
     ----------
@@ -169,6 +192,7 @@ class Executor:
         check: bool = False,
         stop: threading.Event | None = None,
         tau: int = 0,
+        memory: Memory = MEMORIES["chip"],
     ) -> None:
         if tau < 0:
             raise ValueError(f"tau must be at least 0, not {tau}")
@@ -177,6 +201,7 @@ class Executor:
         self.device = device
         self.mode = mode
         self.tau = tau
+        self.costs = costs_of(program, memory)
         self.runs: list[LayerRun] = []
         self._stop = stop or threading.Event()
         self._model_device = Golden(program.config)
@@ -188,13 +213,23 @@ class Executor:
             program.load(self._golden)
         self.begin()
 
-    def begin(self) -> None:
-        """Begin a new sample: its first step is dense."""
+    def begin(self, policy: Policy | None = None) -> None:
+        """Begin a new sample: its first step is dense.
+
+        Parameters
+        ----------
+        policy
+            Chooses the modes; :attr:`mode` in all further steps if absent.
+        """
+        policy = policy or Fixed("dense" if self.mode is Mode.DENSE else "temporal")
         self.device.reset()
         if self._golden is not None:
             self._golden.reset()
         count = len(self.program.layers)
-        self._states = [_State([None] * count, [None] * count) for _ in range(self.program.states)]
+        self._states = [
+            _State([None] * count, [None] * count, copy.deepcopy(policy) if state else policy)
+            for state in range(self.program.states)
+        ]
         self._select(0)
 
     def enter(self, model: Model, program: Program) -> None:
@@ -242,6 +277,7 @@ class Executor:
         self._state = state
         self._references = self._states[state].references
         self._products = self._states[state].products
+        self._policy = self._states[state].policy
 
     def evaluate(self, index: int, *operands: NDArray[np.float32]) -> NDArray[np.float32]:
         """Evaluate a layer on its float operands."""
@@ -265,22 +301,28 @@ class Executor:
         placement = self.program.layers[index]
         q = layer.quantize(x)
         reference = self._references[index]
-        dense = q - layer.zero_point
-        if reference is None or self.mode is Mode.DENSE:
-            mode, deltas = Mode.DENSE, dense
-        else:
-            mode, deltas = Mode.TEMPORAL, self._applied(q - reference)
-            q = reference + deltas
-        self._references[index] = q
+        choice = self._policy.choose(index, reference is not None)
+        deltas: dict[ModeName, NDArray[np.int64]] = {"dense": q - layer.zero_point}
+        if reference is not None and (choice.mode == "temporal" or choice.watch):
+            deltas["temporal"] = self._applied(q - reference)
+            if choice.mode == "temporal":
+                q = reference + deltas["temporal"]
+        if choice.mode not in deltas:
+            raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
+        mode = Mode[choice.mode.upper()]
+        self._references[index] = q if choice.keep else None
 
         taken, dense_cycles = _Taken(), 0
         parts = []
         for part in placement.parts:
-            got, own = self._part(placement, part, mode, deltas)
+            got, own = self._part(placement, part, mode, deltas[choice.mode])
             parts.append(part.lowered.outputs(got))
             taken = taken.plus(own)
-            dense_cycles += own.counters.cycles if mode is Mode.DENSE else self._cycles(part, dense)
-        self._note(index, mode, taken, dense_cycles)
+            dense_cycles += (
+                own.counters.cycles if mode is Mode.DENSE else self._cycles(part, deltas["dense"])
+            )
+        digits = count_digits(placement, self.program.config, deltas)
+        self._note(index, choice, taken, dense_cycles, digits)
         sums = np.concatenate(parts, axis=1)
         if placement.rest is not None:
             sums = sums + placement.rest.sums(q - layer.zero_point)
@@ -297,21 +339,27 @@ class Executor:
         placement = self.program.layers[index]
         new_left, new_right = layer.quantize(left, right)
         old = self._products[index]
-        if self.mode is Mode.DENSE:
-            old = None
-        if old is not None:
+        choice = self._policy.choose(index, old is not None)
+        is_temporal = choice.mode == "temporal"
+        if choice.mode != "dense" and not (is_temporal and old is not None):
+            raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
+        if old is not None and is_temporal:
             new_left = old.left + self._applied(new_left - old.left)
             new_right = old.right + self._applied(new_right - old.right)
         new = _ProductState(new_left, new_right)
 
-        mode, runs = Mode.DENSE, self._dense_runs(placement, layer, new)
+        runs = self._dense_runs(placement, layer, new)
         dense_cycles = self._runs_cycles(placement, runs)
-        if old is not None:
+        digits: dict[ModeName, int] = {"dense": self._digits(runs)}
+        choice = choice._replace(mode="dense")
+        if old is not None and (is_temporal or choice.watch):
             changes = self._temporal_runs(layer, old, new)
-            if changes is not None and self._runs_cycles(placement, changes) <= dense_cycles:
-                mode, runs = Mode.TEMPORAL, changes
-                new.sums, new.filled, new.rest = old.sums, old.filled, old.rest
-        self._products[index] = new
+            if changes is not None:
+                digits["temporal"] = self._digits(changes)
+                if is_temporal and self._runs_cycles(placement, changes) <= dense_cycles:
+                    choice, runs = choice._replace(mode="temporal"), changes
+                    new.sums, new.filled, new.rest = old.sums, old.filled, old.rest
+        self._products[index] = new if choice.keep else None
 
         taken = _Taken()
         for run in runs:
@@ -325,7 +373,7 @@ class Executor:
             new.filled[run.head, run.side] = True
             rest = times(run.deltas, run.weights - given.zero_point - weights)
             new.rest[run.head] += rest.T if run.side else rest
-        self._note(index, mode, taken, dense_cycles)
+        self._note(index, choice, taken, dense_cycles, digits)
         total = new.sums[0] + new.sums[1].transpose(0, 2, 1) + new.rest
         return wrap(total, self.program.config.accumulator_bits)
 
@@ -373,11 +421,36 @@ class Executor:
         """Leave out the deltas that stay in the residual."""
         return np.where(np.abs(deltas) > self.tau, deltas, 0) if self.tau else deltas
 
-    def _note(self, index: int, mode: Mode, taken: _Taken, dense_cycles: int) -> None:
-        """Remember what a layer took."""
-        step = self._states[self._state].step
-        counts = taken.counters, dense_cycles, taken.products, taken.weight_bytes
-        self.runs.append(LayerRun(step, index, mode, *counts))
+    def _digits(self, runs: Sequence[_Run]) -> int:
+        """Return the nonzero digits of some runs' deltas."""
+        return sum(count_items(run.deltas, self.program.config) for run in runs)
+
+    def _note(
+        self,
+        index: int,
+        choice: Choice,
+        taken: _Taken,
+        dense_cycles: int,
+        digits: Mapping[ModeName, int],
+    ) -> None:
+        """Remember what a layer took, and tell the policy."""
+        cycles = taken.counters.cycles
+        self._policy.observe(index, Observation(choice.mode, cycles, digits))
+        cost = self.costs[index]
+        self.runs.append(
+            LayerRun(
+                self._states[self._state].step,
+                index,
+                Mode[choice.mode.upper()],
+                taken.counters,
+                dense_cycles,
+                taken.products,
+                digits,
+                cost.traffic(choice),
+                cost.stall(choice, cycles),
+                taken.weight_bytes,
+            )
+        )
 
     def _devices(self) -> list[Accelerator]:
         return [self.device] if self._golden is None else [self.device, self._golden]

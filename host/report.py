@@ -1,7 +1,8 @@
 """What a run took: layer by layer, step by step, in all."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ditto.hdl.config import Config
@@ -10,6 +11,7 @@ from ditto.host.executor import LayerRun
 from ditto.host.layers import Product
 from ditto.host.program import Placement, Program
 from ditto.host.session import Drawing
+from ditto.sim.memory import Traffic
 
 __all__ = ["Total", "describe", "report", "shares"]
 
@@ -22,6 +24,9 @@ class Total:
     counters: Counters = Counters()
     dense_cycles: int = 0
     products: int = 0
+    stall_memory: int = 0
+    traffic: Traffic = Traffic()
+    modes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, runs: Iterable[LayerRun]) -> "Total":
@@ -32,6 +37,9 @@ class Total:
             total.counters += run.counters
             total.dense_cycles += run.dense_cycles
             total.products += run.products
+            total.stall_memory += run.stall_memory
+            total.traffic += run.traffic
+            total.modes[run.mode.name.lower()] += 1
         return total
 
     @property
@@ -167,6 +175,9 @@ def _numbers(total: Total, steps: int, config: Config) -> dict[str, Any]:
         "zero": zero,
         "narrow": narrow,
         "wide": wide,
+        "modes": dict(sorted(total.modes.items())),
+        "stall_memory": total.stall_memory,
+        "traffic": total.traffic._asdict(),
         "utilization": total.utilization(config),
         "idleness": total.idleness(config),
     }

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Mode
 from ditto.host.conditioning import Conditioning
+from ditto.host.defo import MakePolicy, Planned, plan
 from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
 from ditto.host.samplers import Sampler, denoise
+from ditto.sim.golden import Golden
+from ditto.sim.memory import MEMORIES, Memory
 
-__all__ = ["Drawing", "OnStep", "draw"]
+__all__ = ["Drawing", "OnStep", "draw", "foresee"]
 
 OnStep = Callable[[int, int, int, Sequence[LayerRun]], None]
 """Called after each step with sample, step, timestep, and what the layers took in it."""
@@ -70,6 +73,8 @@ def draw(
     jobs: int = 1,
     tau: int = 0,
     conditioning: Conditioning | None = None,
+    policy: MakePolicy | None = None,
+    memory: Memory = MEMORIES["chip"],
     on_step: OnStep | None = None,
 ) -> Drawing:
     """Draw samples one after another on each of ``jobs`` devices.
@@ -90,7 +95,7 @@ def draw(
     seed
         Seed of the noise.
     mode
-        What the steps of a sample after the first start from.
+        What the steps of a sample after the first start from, where no policy chooses.
     check
         Compare every layer of every step with the golden model.
     jobs
@@ -99,8 +104,13 @@ def draw(
         Differences of at most this magnitude are left in the residual; 0 is exact.
     conditioning
         Inputs that are the same in every step, and guidance; the program has as many states.
+    policy
+        Makes what chooses the mode of each layer and step of a sample. With ``jobs``, several
+        threads call it.
+    memory
+        What is behind the device's buffers.
     on_step
-        Called after each step, by one thread at a time.
+        Called after each step, by one thread at a time. What it raises ends the drawing.
 
     Raises
     ------
@@ -129,7 +139,9 @@ def draw(
     def work(device: Accelerator) -> None:
         own = model.clone().in_windows
         window = 0
-        executor = Executor(own[0], programs[0], device, mode=mode, check=check, stop=stop, tau=tau)
+        executor = Executor(
+            own[0], programs[0], device, mode=mode, check=check, stop=stop, tau=tau, memory=memory
+        )
         while True:
             try:
                 sample = todo.get_nowait()
@@ -141,7 +153,7 @@ def draw(
                             result.host_seconds[name] = before + took
                         result.layer_seconds += part.layer_seconds
                 return
-            executor.begin()
+            executor.begin(policy(sample) if policy is not None else None)
 
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
@@ -193,6 +205,54 @@ def draw(
         result.clock_cycles = sum(passed) or None
         result.resent = sum(getattr(device, "resent", 0) for device in devices)
     return result
+
+
+def foresee(
+    model: Model,
+    program: Program,
+    sampler: Sampler,
+    *,
+    seed: int,
+    memory: Memory,
+    conditioning: Conditioning | None = None,
+) -> MakePolicy:
+    """Return the oracle: what takes fewest cycles, waits for the memory included, of all choices.
+
+    It draws each sample beforehand on the golden model, which takes as long again. Without a
+    threshold, the sums and so the sample are the same in any mode.
+
+    Parameters
+    ----------
+    model, program, sampler, seed, memory, conditioning
+        As for :func:`draw`, without guidance.
+    """
+    given = conditioning or Conditioning(model)
+    classes = max(sampler.schedule.classes, 1)
+
+    def make(sample: int) -> Planned:
+        executor = Executor(model.clone(), program, Golden(program.config), memory=memory)
+
+        def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
+            return executor.step(given.inputs(0, x, timestep, sample % classes))[0]
+
+        denoise(predict, sampler, given.shape, seed=seed, sample=sample)
+        runs: list[list[LayerRun]] = [[] for _ in program.layers]
+        for run in executor.runs:
+            runs[run.layer].append(run)
+        return Planned(
+            [
+                plan(
+                    cost,
+                    {
+                        "dense": np.array([run.dense_cycles for run in own]),
+                        "temporal": np.array([run.counters.cycles for run in own]),
+                    },
+                )
+                for cost, own in zip(executor.costs, runs, strict=True)
+            ]
+        )
+
+    return make
 
 
 def _wait(workers: Sequence[Future[None]]) -> None:

@@ -72,6 +72,8 @@ class Product:
         Elements of the output of one sample.
     depends
         Whether it depends on the sample. What doesn't can be tabulated for all samples.
+    output
+        Name of the output tensor in the graph.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Product:
     weights: int
     outputs: int
     depends: bool
+    output: str
 
 
 class Step(NamedTuple):
@@ -528,6 +531,7 @@ class Traced:
             weights=int(np.prod(weight)) if weight else 0,
             outputs=count,
             depends=depends,
+            output=node.output[0],
         )
 
 

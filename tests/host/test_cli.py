@@ -87,7 +87,7 @@ def test_result_does_not_depend_on_mode_jobs_link_or_number(
     for options in (
         [*SMALL, "--jobs", "1"],
         [*SMALL, "--jobs", "3"],
-        [*SMALL, "--mode", "dense"],
+        [*SMALL, "--policy", "dense"],
         [*SMALL, "--board", "link", "--jobs", "2", "--check"],
         [*SMALL, "--clusters", "3", "--columns", "5", "--positions", "20", "--digit-bits", "5"],
     ):
@@ -119,7 +119,11 @@ def test_quiet(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["MODEL", "--eta", "7"], 2, r"argument --eta: '7' is not a number in 0\.\.1"),
         (["MODEL", "--lanes", "many"], 2, "argument --lanes: invalid int value: 'many'"),
         (["MODEL", "--multiplier", "x"], 2, "argument --multiplier: invalid choice: 'x'"),
-        (["MODEL", "--json", "OUTPUT"], 2, "the image and the JSON file cannot be the same file"),
+        (
+            ["MODEL", "--json", "OUTPUT"],
+            2,
+            "image, JSON file and monitor.s lines cannot be the same",
+        ),
     ],
 )
 def test_bad_input(

@@ -1,0 +1,149 @@
+"""Exactness across every change of mode: on the golden model, over a bad line, on the hardware."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ditto.hdl.config import Config, demo
+from ditto.hdl.protocol import CommandError, Mode
+from ditto.host.boards import open_device
+from ditto.host.defo import Choice, Observation
+from ditto.host.device import Accelerator, Device
+from ditto.host.executor import Executor
+from ditto.host.model import Model
+from ditto.host.program import Program, suggest
+from ditto.sim.faults import FaultRates, FaultyTransport
+from ditto.sim.golden import Golden
+from ditto.sim.golden_board import GoldenBoard
+
+CONFIG = Config(clusters=3, columns=4, positions=20, channels=8, item_depth=96)
+
+
+class Random:
+    """Chooses by chance, and notes what."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self.chosen: list[Choice] = []
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        is_temporal = has_state and self._rng.random() < 0.6
+        keep, watch = (bool(bit) for bit in self._rng.random(2) < 0.7)
+        choice = Choice("temporal" if is_temporal else "dense", keep, watch and has_state)
+        self.chosen.append(choice)
+        return choice
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        assert seen.mode == self.chosen[-1].mode
+        is_counted = self.chosen[-1].watch or seen.mode == "temporal"
+        assert set(seen.digits) == ({"dense", "temporal"} if is_counted else {"dense"})
+
+
+class Seen:
+    """A device that keeps the accumulators that are read."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self.accumulators: list[NDArray[np.int64]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def read_accumulators(self, *arguments: Any) -> NDArray[np.int64]:
+        self.accumulators.append(self._device.read_accumulators(*arguments))
+        return self.accumulators[-1]
+
+
+def check(
+    proto: onnx.ModelProto, config: Config, device: Any, *, seed: int, steps: int, drift: float
+) -> list[Choice]:
+    """Compare random modes and resets with dense runs, in every accumulator."""
+    rng = np.random.default_rng(seed)
+    model = Model(proto)
+    program = Program(model.layers, model.shapes(), config)
+    ours, dense = Seen(device), Seen(Golden(config))
+    executor = Executor(model, program, ours, check=True)  # type: ignore[arg-type]
+    reference = Executor(model, program, dense, mode=Mode.DENSE)  # type: ignore[arg-type]
+    policy = Random(rng)
+    executor.begin(policy)
+    x = rng.standard_normal((1, 1, 6, 6)).astype(np.float32)
+    for step in range(steps):
+        feed = {"sample": x, "timestep": np.array([900 - step]), "label": np.array([3])}
+        got, want = executor.step(feed)[0], reference.step(feed)[0]
+        assert got.tobytes() == want.tobytes()
+        x = x + drift * rng.standard_normal(x.shape).astype(np.float32)
+        if rng.random() < 0.15:
+            executor.begin(policy)
+    assert len(ours.accumulators) == len(dense.accumulators) > steps
+    for a, b in zip(ours.accumulators, dense.accumulators, strict=True):
+        # Dense runs give W (q - zero_point), see test_executor.
+        np.testing.assert_array_equal(a, b)
+    return policy.chosen
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from([0.0, 0.05, 0.5, 5.0]))
+def test_any_sequence_of_modes_is_exact(
+    denoiser_proto: onnx.ModelProto, seed: int, drift: float
+) -> None:
+    model = Model(denoiser_proto)
+    config = suggest(model.layers, model.shapes(), CONFIG)
+    check(denoiser_proto, config, Golden(config), seed=seed, steps=8, drift=drift)
+
+
+def test_over_a_bad_line(denoiser_proto: onnx.ModelProto) -> None:
+    model = Model(denoiser_proto)
+    config = suggest(model.layers, model.shapes(), CONFIG)
+    rates = FaultRates(drop=2e-4, flip=2e-4, duplicate=2e-4, insert=2e-4)
+    board = GoldenBoard(config)
+    line = FaultyTransport(board, seed=3, to_device=rates, from_device=rates)
+    device = Device(line, expect=config, timeout=0.02, tries=50)
+    check(denoiser_proto, config, device, seed=5, steps=12, drift=0.3)
+    assert device.resent > 5
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_on_the_hardware(denoiser_proto: onnx.ModelProto, seed: int) -> None:
+    device: Any = open_device("sim", demo)
+    try:
+        chosen = check(denoiser_proto, demo, device, seed=seed, steps=12, drift=0.3)
+    finally:
+        device.close()
+    modes = [choice.mode for choice in chosen]
+    assert modes.count("temporal") > 5 and modes.count("dense") > 5
+
+
+def test_a_device_that_lost_its_state_refuses(denoiser_proto: onnx.ModelProto) -> None:
+    model = Model(denoiser_proto)
+    config = suggest(model.layers, model.shapes(), CONFIG)
+    device: Accelerator = Golden(config)
+    executor = Executor(model, Program(model.layers, model.shapes(), config), device)
+    feed: dict[str, NDArray[Any]] = {
+        "sample": np.ones((1, 1, 6, 6), np.float32),
+        "timestep": np.array([900]),
+        "label": np.array([0]),
+    }
+    first = executor.step(feed)[0]
+    device.reset()  # behind the executor's back
+    with pytest.raises(CommandError, match="NO_STATE"):
+        executor.step(feed)
+    executor.begin()
+    assert executor.step(feed)[0].tobytes() == first.tobytes()
+
+
+def test_a_policy_without_state_cannot_be_temporal(denoiser_proto: onnx.ModelProto) -> None:
+    class Eager(Random):
+        def choose(self, layer: int, has_state: bool) -> Choice:
+            return Choice("temporal")
+
+    model = Model(denoiser_proto)
+    config = suggest(model.layers, model.shapes(), CONFIG)
+    executor = Executor(model, Program(model.layers, model.shapes(), config), Golden(config))
+    executor.begin(Eager(np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="layer first/Conv holds no state to be temporal"):
+        executor.evaluate(0, np.zeros((1, 1, 6, 6), np.float32))
