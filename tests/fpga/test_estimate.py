@@ -13,12 +13,13 @@ from ditto.fpga.estimate import (
     FITTED,
     RESERVED,
     Estimate,
+    Fit,
     estimate,
     features,
     map_memory,
     speed_features,
 )
-from ditto.fpga.fit import fit, samples
+from ditto.fpga.fit import fit, model_of, samples
 from ditto.fpga.parts import PARTS
 from ditto.hdl.config import Config, Multiplier, demo
 
@@ -98,22 +99,35 @@ def test_reserved_bits_are_those_of_the_layer_table() -> None:
 
 
 def test_block_memories_of_every_build_are_exact(model: dict[str, Any]) -> None:
-    assert len(model["areas"]) >= 12
-    for build in model["areas"]:
+    assert len(model["builds"]) >= 12
+    for build in model["builds"]:
         assert estimate(Config(**build["configuration"])).cells["brams"] == build["brams"]
 
 
 def test_fit_is_that_of_its_builds(model: dict[str, Any]) -> None:
-    for name in FITTED:
-        rows = [features(Config(**build["configuration"]), name) for build in model["areas"]]
-        again = fit(rows, [build[name] for build in model["areas"]])._asdict()
+    assert sum(bool(build["fmax_mhz"]) for build in model["builds"]) >= 12
+    again = model_of(model["builds"])
+    assert again["ranges"] == model["ranges"]
+    for name, found in again["fits"].items():
         stored = model["fits"][name]
-        assert again["coefficients"] == pytest.approx(stored["coefficients"], rel=1e-3)
-        assert again["mean_error"] == pytest.approx(stored["mean_error"], abs=1e-3)
+        assert found["coefficients"] == pytest.approx(stored["coefficients"], rel=1e-3)
+        assert found["mean_error"] == pytest.approx(stored["mean_error"], abs=1e-3)
+
+
+def test_errors_are_those_of_builds_left_out(model: dict[str, Any]) -> None:
+    builds = model["builds"]
+    for name in ("luts", "dsps"):
+        errors = []
+        for left_out in builds:
+            kept = model_of([build for build in builds if build is not left_out])["fits"][name]
+            config = Config(**left_out["configuration"])
+            guess = Fit(**kept)(features(config, name))
+            errors.append(abs(guess - left_out[name]) / left_out[name])
+        assert model["fits"][name]["largest_error"] == pytest.approx(max(errors), abs=1e-3)
 
 
 def test_estimates_are_within_their_margin(model: dict[str, Any]) -> None:
-    for build in model["areas"]:
+    for build in model["builds"]:
         found = estimate(Config(**build["configuration"]))
         for name in FITTED:
             # Builds it was fitted to are foretold better than those it was not.
@@ -134,12 +148,28 @@ def test_more_takes_more() -> None:
 def test_verdicts() -> None:
     cells = {"comb": 24000, "ffs": 1000, "brams": 56, "dsps": 10}
     margins = {"comb": 0.05, "ffs": 0.05, "brams": 0.0, "dsps": 0.0, "fmax_mhz": 0.1}
-    found = Estimate(cells=cells, fmax_mhz=80.0, margins=margins)
+    found = Estimate(cells=cells, fmax_mhz=80.0, margins=margins, outside={})
     assert found.verdict(PARTS["25k"]) == "unsure"
+    assert found.exceeded(PARTS["25k"]) == {}
+    assert found.exceeded(PARTS["25k"], surely=False) == {"comb": 24000 * 1.05 - 24288}
     assert found.verdict(PARTS["45k"]) == "fits"
-    more = Estimate(cells=cells | {"brams": 57}, fmax_mhz=80.0, margins=margins)
+    more = replace(found, cells=cells | {"brams": 57})
     assert more.verdict(PARTS["25k"]) == "too big"
-    assert found.facts()["parts"]["LFE5U-45F"]["verdict"] == "fits"
+    assert more.exceeded(PARTS["25k"]) == {"brams": 1}
+    facts = more.facts()["parts"]
+    assert facts["LFE5U-25F"]["exceeded"] == {"brams": 1}
+    assert facts["LFE5U-45F"]["verdict"] == "fits"
+
+
+def test_what_is_outside_of_the_builds_is_said(model: dict[str, Any]) -> None:
+    for build in model["builds"]:
+        assert estimate(Config(**build["configuration"])).outside == {}
+    low, high = model["ranges"]["clusters"]
+    found = estimate(replace(demo, clusters=high + 1, accumulator_bits=48))
+    assert found.outside == {
+        "clusters": (low, high),
+        "accumulator_bits": tuple(model["ranges"]["accumulator_bits"]),
+    }
 
 
 def test_fit_finds_a_linear_model_and_nothing_negative() -> None:
