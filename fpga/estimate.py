@@ -6,8 +6,8 @@ is a linear model of a few sizes of the device, fitted to builds by :mod:`ditto.
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ __all__ = [
     "features",
     "map_memory",
     "memories",
+    "shrink",
     "speed_features",
 ]
 
@@ -98,6 +99,39 @@ def memories(config: Config) -> Mapped:
         each = map_memory(memory.depth, width, readers.get(memory.name, 1))
         mapped += [each] * memory.count
     return Mapped(*map(sum, zip(*mapped, strict=True)))
+
+
+def shrink(config: Config, part: Part) -> Config:
+    """Return the device with memories that a part has the blocks for.
+
+    As long as there are too few, the memory that gives back most becomes shallower, down to a power
+    of two. A device that fits stays as it is, and so does one whose memories cannot shrink enough.
+    """
+    most = part.cells["DP16KD"]
+    found = config
+    while (taken := memories(found).brams) > most:
+        smaller = []
+        for name in ("weight_rows", "accumulator_rows", "item_depth"):
+            depth = 1 << (getattr(found, name) - 1).bit_length() - 1
+            # Down to where it takes fewer blocks.
+            while depth >= _LEAST[name](config):
+                candidate = replace(found, **{name: depth})
+                if memories(candidate).brams < taken:
+                    smaller.append(candidate)
+                    break
+                depth //= 2
+        if not smaller:
+            return config
+        found = min(smaller, key=lambda candidate: memories(candidate).brams)
+    return found
+
+
+_LEAST: dict[str, Callable[[Config], int]] = {
+    "weight_rows": lambda config: 256,
+    "accumulator_rows": lambda config: 256,
+    "item_depth": lambda config: config.channels * config.digits,
+}
+"""Least depth of the memories that shrink."""
 
 
 def features(config: Config, name: str) -> dict[str, float]:

@@ -131,6 +131,15 @@ def model_of(builds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _plan(count: int, large: int) -> list[tuple[Config, list[int]]]:
+    """Return what to build, with the seeds to route it with."""
+    plan = [(config, [1]) for config in [*samples(count, 64), demo]]
+    # Large devices: their size takes a minute or two, their speed much longer.
+    for number, config in enumerate((_LARGE, replace(_LARGE, multiplier=Multiplier.LUT))):
+        plan.append((config, [1] if number < large else []))
+    return plan
+
+
 def _build(config: Config, seeds: Iterable[int], timeout: float) -> dict[str, Any]:
     builder = Builder(config, timeout=timeout, progress=lambda text: print(f"  {text}", flush=True))
     area = builder.synthesize()
@@ -150,10 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--timeout", type=float, default=1200, metavar="S", help="seconds for each run of a tool")
     add("-o", "--output", type=Path, default=Path(__file__).with_name("estimate.json"))
     options = parser.parse_args(arguments)
-    plan = [(config, [1]) for config in [*samples(options.count, 64), demo]]
-    # Large devices: their size takes a minute or two, their speed much longer.
-    for number, config in enumerate((_LARGE, replace(_LARGE, multiplier=Multiplier.LUT))):
-        plan.append((config, [1] if number < options.large else []))
+    plan = _plan(options.count, options.large)
     builds = []
     try:
         for number, (config, seeds) in enumerate(plan, 1):

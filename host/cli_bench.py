@@ -31,8 +31,9 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         description="Count the cycles of whole trajectories with the golden model, build the "
         "device and the dense array of the same generator for an ECP5, and write all figures as "
         "JSON, a roofline beside it (*.svg) and a page. Where a model needs deeper memories than "
-        "the device has, its cycles are counted with those; the device is built as described. "
-        "Builds need the tools of the extra fpga, take minutes to hours, and are kept.",
+        "the device has, its cycles are counted with those; where the part has too few blocks for "
+        "the memories, the device is built with shallower ones. Builds need the tools of the extra "
+        "fpga, take minutes to hours, and are kept.",
     )
     parser.set_defaults(run=_bench)
     option = parser.add_argument
@@ -160,9 +161,12 @@ def _builds(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]
     With the other kind of multipliers, they are synthesized for their size alone.
     """
     from ditto.fpga.build import Builder, DoesNotFitError
+    from ditto.fpga.estimate import shrink
+    from ditto.fpga.parts import PARTS
     from ditto.fpga.tools import TimeLimitError
     from ditto.host.bench import baseline
 
+    config = shrink(config, PARTS[options.part])
     builds: list[dict[str, Any]] = []
     for kind in sorted(Multiplier, key=lambda kind: kind is not config.multiplier):
         own = replace(config, multiplier=kind)

@@ -61,8 +61,9 @@ def page(facts: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         parts.append(_builds(builds))
         parts += [f"Not routed: {build['error']}." for build in builds if "error" in build]
         parts.append(
-            "Built with the memories of the configuration"
-            " (" + _depths(facts["configuration"]) + "); without MHz: synthesized and packed only."
+            f"All with {_depths(builds[0]['configuration'])}. Without MHz: neither placed nor "
+            "routed. *Comb* are the places for LUTs, which carry cells and distributed memories "
+            "take, too."
         )
         parts.append(
             "The array and the dense one at equal resources of the part. *Dense GMAC/s*: "
@@ -154,7 +155,7 @@ def _needs(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _depths(configuration: Mapping[str, Any]) -> str:
     names = ("weight_rows", "accumulator_rows", "item_depth", "positions", "channels", "layers")
-    return ", ".join(f"{name} = {configuration[name]}" for name in names)
+    return ", ".join(f"{name} {configuration[name]}" for name in names)
 
 
 def _against(runs: Sequence[Mapping[str, Any]]) -> str:

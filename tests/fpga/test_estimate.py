@@ -17,6 +17,8 @@ from ditto.fpga.estimate import (
     estimate,
     features,
     map_memory,
+    memories,
+    shrink,
     speed_features,
 )
 from ditto.fpga.fit import fit, model_of, samples
@@ -96,6 +98,20 @@ def test_reserved_bits_are_those_of_the_layer_table() -> None:
     from ditto.hdl.protocol import LayerEntry
 
     assert Layout.cast(LayerEntry)["reserved"].width == RESERVED
+
+
+def test_memories_shrink_until_the_part_has_blocks_for_them() -> None:
+    part = PARTS["85k"]
+    assert shrink(demo, part) == demo
+    large = replace(demo, clusters=8)
+    assert memories(large).brams > part.cells["DP16KD"]
+    found = shrink(large, part)
+    assert part.cells["DP16KD"] * 0.8 < memories(found).brams <= part.cells["DP16KD"]
+    assert (found.weight_rows, found.accumulator_rows, found.item_depth) == (1024, 512, 4096)
+    assert replace(found, weight_rows=5632, accumulator_rows=1536, item_depth=8192) == large
+    # What cannot shrink enough is left alone.
+    huge = replace(demo, clusters=16, columns=128)
+    assert shrink(huge, part) == huge
 
 
 def test_block_memories_of_every_build_are_exact(model: dict[str, Any]) -> None:

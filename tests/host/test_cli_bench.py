@@ -136,7 +136,7 @@ def test_bench_of_models_that_need_more_memory(
     found = json.loads(output.read_text())
     assert [run["model"] for run in found["runs"]] == ["denoiser"] * 2 + ["other"] * 2
     assert {path.name for path in tmp_path.glob("*.svg")} == {"b-denoiser.svg", "b-other.svg"}
-    # Built as described, counted with what the models need.
+    # Built as the options say, counted with what the models need.
     assert {made["config"].weight_rows for made in builder.made} == {9}
     for run in found["runs"]:
         assert run["configuration"]["layers"] == 3 and run["configuration"]["weight_rows"] > 9
