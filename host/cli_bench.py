@@ -201,13 +201,11 @@ def _print(console: Any, facts: dict[str, Any]) -> None:
     heads = ["mode", "cycles", "ideal", "used\n%", "faster,\nequal bits", "equal\nLUT, DSP"]
     heads += ["end to\nend", "link\ncycles"]
     table.add_column("model")
-    table.add_column("array")
     for head in heads:
         table.add_column(head, justify="right")
     for run in facts["runs"]:
         table.add_row(
             run["model"],
-            array_of(run["configuration"]),
             run["mode"],
             f"{run['array_cycles']:,}",
             f"{run['ideal_cycles']:,}",
@@ -217,18 +215,18 @@ def _print(console: Any, facts: dict[str, Any]) -> None:
             ratio(run["speedup_end_to_end"]),
             f"{run['link_cycles']:,}",
         )
+    best = facts["runs"][0]["ideal"]
+    print(
+        f"{array_of(facts['configuration'])}: in a cycle at best {best['products_per_cycle']} "
+        f"products, {best['weight_bytes_per_cycle']:g} bytes of weights, "
+        f"{best['link_bytes_per_cycle']:g} byte of the link"
+    )
     console.print(table)
     for run in facts["runs"]:
         for bound, text in ("bound", "with the link"), ("array_bound", "without"):
             bounds = Counter(layer[bound] for layer in run["layers"])
             counted = ", ".join(f"{count} by {name}" for name, count in bounds.most_common())
             print(f"{run['model']}, {run['mode']}: layers bound, {text}: {counted}")
-    best = facts["runs"][0]["ideal"]
-    print(
-        f"in a cycle at best: {best['products_per_cycle']} products, "
-        f"{best['weight_bytes_per_cycle']:g} bytes of weights, "
-        f"{best['link_bytes_per_cycle']:g} byte of the link"
-    )
     print(f"faster than {facts['runs'][0]['baseline']}; end to end: with the clock of each")
     for run in facts["runs"]:
         if run["mode"] == "temporal" and run["brams_needed"] > run["brams_available"]:

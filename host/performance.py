@@ -99,12 +99,12 @@ def _ratio(value: float | None) -> str:
 
 
 def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
-    heads = ["model", "array", "sampler", "mode", "products", "cycles", "ideal", "used %"]
+    heads = ["model", "scales", "sampler", "mode", "products", "cycles", "ideal", "used %"]
     heads += ["equal bits", "equal LUT, DSP", "end to end"]
     rows = [
         [
             run["model"],
-            array_of(run["configuration"]),
+            run["scales"] or "–",
             f"{run['sampler']}, {run['steps']} steps",
             run["mode"],
             f"{run['products']:,}",
@@ -223,7 +223,7 @@ def _delays(builds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _layers(run: Mapping[str, Any]) -> str:
-    heads = ["layer", "kind", "sizes", "cycles", *BOUNDS, "link", "bound"]
+    heads = ["layer", "kind", "sizes", "cycles", *BOUNDS, "link", "bound", "without the link"]
     rows = [
         [
             layer["name"],
@@ -233,6 +233,7 @@ def _layers(run: Mapping[str, Any]) -> str:
             *(f"{100 * layer['shares'][cause]:.1f}" for cause in BOUNDS),
             f"{layer['link_cycles'] / max(layer['array_cycles'], 1):.2f}",
             layer["bound"],
+            layer["array_bound"],
         ]
         for layer in run["layers"]
     ]

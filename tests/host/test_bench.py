@@ -34,7 +34,7 @@ def sampler(model: Model) -> DDIM:
 @pytest.fixture
 def runs(model: Model, sampler: DDIM) -> list[dict[str, Any]]:
     found = measure(model, demo, sampler, name="small", samples=2)
-    return [run | {"brams_needed": 7, "brams_available": 208} for run in found]
+    return [run | {"scales": None, "brams_needed": 7, "brams_available": 208} for run in found]
 
 
 def build_of(configuration: dict[str, Any], comb: int, fmax: float) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_bench(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for part in (
         "temporal",
         "dense",
-        "64 products, 64 bytes",
+        "2 × 2 × 16 dsp: in a cycle at best 64 products, 64 bytes",
         "layers bound, with the link: ",
         "faster than the dense array of the same generator",
     ):
