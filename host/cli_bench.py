@@ -179,11 +179,16 @@ def _builds(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]
                 frequency=options.frequency,
                 timeout=options.timeout,
             )
+            placed: list[int] = []
+            failure = {}
             try:
-                builds.append(builder.facts(options.seeds if kind is config.multiplier else []))
+                for seed in options.seeds if kind is config.multiplier else []:
+                    builder.place(seed)
+                    placed.append(seed)
             except (DoesNotFitError, TimeLimitError) as error:
-                builds.append(builder.facts([]) | {"error": str(error)})
+                failure = {"error": str(error)}
                 print(f"ditto: {error}", file=sys.stderr)
+            builds.append(builder.facts(placed) | failure)
     return builds
 
 

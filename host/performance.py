@@ -59,7 +59,9 @@ def page(facts: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     parts.append("## Size and speed")
     if builds:
         parts.append(_builds(builds))
-        parts += [f"Not routed: {build['error']}." for build in builds if "error" in build]
+        parts += [
+            f"Not routed with every seed: {build['error']}." for build in builds if "error" in build
+        ]
         parts.append(
             f"All with {_depths(builds[0]['configuration'])}. Without MHz: neither placed nor "
             "routed. *Comb* are the places for LUTs, which carry cells and distributed memories "

@@ -191,7 +191,7 @@ def test_page(runs: list[dict[str, Any]]) -> None:
     text = page(facts | {"builds": [build, failed]}, ["b.svg"])
     assert "78.0 / 80.0 / 81.0" in text and "3,210 of 80,000" in text
     assert "| clk → clk | 9.5 | `a` | `b` |" in text
-    assert "Not routed: it is too big." in text and "(b.svg)" in text
+    assert "Not routed with every seed: it is too big." in text and "(b.svg)" in text
     assert "do not hold" not in text
     needy = [run | {"brams_needed": 209} for run in runs]
     assert "do not hold every model" in page(facts | {"runs": needy})

@@ -24,7 +24,7 @@ def ditto(*words: object) -> int:
 
 
 class FakeBuilder:
-    """Builds without tools; on a 25k nothing fits."""
+    """Builds without tools; on a 25k nothing fits, and seed 13 takes too long."""
 
     made: list[dict[str, Any]] = []
 
@@ -32,10 +32,15 @@ class FakeBuilder:
         self.config, self.options = config, options
         self.made.append({"config": config, **options})
 
+    def place(self, seed: int) -> None:
+        part = PARTS[self.options["part"]]
+        if part is PARTS["25k"]:
+            raise build.DoesNotFitError(part, {"DP16KD": 60})
+        if seed == 13:
+            raise tools.TimeLimitError("nextpnr-ecp5 has not finished in 9 s")
+
     def facts(self, seeds: list[int]) -> dict[str, Any]:
         part = PARTS[self.options["part"]]
-        if seeds and part is PARTS["25k"]:
-            raise build.DoesNotFitError(part, {"DP16KD": 60})
         return {
             "device": part.name,
             "speed": 6,
@@ -120,6 +125,15 @@ def test_bench_of_a_device_that_does_not_fit(
     built = json.loads(output.read_text())["builds"][0]
     assert message in built["error"] and built["fmax_mhz"] == {}
     assert message in (tmp_path / "p.md").read_text()
+
+
+def test_what_was_built_before_the_time_limit_counts(
+    denoiser_file: Path, tmp_path: Path, builder: type[FakeBuilder]
+) -> None:
+    output = tmp_path / "b.json"
+    assert ditto("bench", denoiser_file, *QUICK, "--seeds", "1,13,2", "-o", output) == 3
+    found = json.loads(output.read_text())["builds"][0]
+    assert found["fmax_mhz"] == {"1": 81.0} and "has not finished in 9 s" in found["error"]
 
 
 def test_bench_of_models_that_need_more_memory(
