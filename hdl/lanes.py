@@ -143,7 +143,7 @@ class Lane(wiring.Component):
         """Build the lane."""
         m = Module()
         config = self.config
-        takes_high = self.number == config.lanes - 1
+        takes_high = self.number == config.lanes - 1 and config.shifts > 1
         backward = self.number == 1
         busy = Signal(reset_less=True)
         at_high = Signal(reset_less=True)  # the item at hand is a high one
@@ -317,8 +317,9 @@ class Lanes(wiring.Component):
         m.submodules.rows = rows = RowQueue(shape=row_of(config), depth=config.rows_ahead(1))
         lanes = [Lane(config, number) for number in range(config.lanes)]
 
-        # Every reader of a list has a read port of it; only the last lane takes high items.
-        for name in ("low", "high"):
+        # Every reader of a list has a read port of it; only the last lane takes high items, and
+        # without shifts there are none.
+        for name in ("low", "high") if config.shifts > 1 else ("low",):
             entries = memory.Memory(shape=entry_of(config), depth=len(slot_range(config)), init=[])
             m.submodules[f"{name}_list"] = entries
             write = entries.write_port()

@@ -38,6 +38,7 @@ __all__ = [
     "COUNTERS",
     "ESCAPE",
     "MAGIC",
+    "NO_BUILD",
     "VERSION",
     "CommandError",
     "CommandHeader",
@@ -58,8 +59,11 @@ __all__ = [
 MAGIC = b"DITT"
 """The first bytes of what IDENTIFY answers."""
 
-VERSION = 3
+VERSION = 4
 """Version of everything in this module."""
+
+NO_BUILD = bytes(8)
+"""Build of a device that was not built for a board."""
 
 ESCAPE = 0x80
 """Byte of a delta stream that announces a delta of two bytes; see :attr:`Space.DELTAS`."""
@@ -304,6 +308,14 @@ def unpack(shape: type[data.Struct], raw: bytes) -> dict[str, int]:
     }
 
 
-def identity(digest: bytes, parameters: bytes) -> bytes:
-    """Return what IDENTIFY answers: magic, version, digest of the configuration, parameters."""
-    return MAGIC + VERSION.to_bytes(4, "little") + digest + parameters
+def identity(digest: bytes, parameters: bytes, build: bytes = NO_BUILD) -> bytes:
+    """Return what IDENTIFY answers: magic, version, digest of the configuration, build, parameters.
+
+    Parameters
+    ----------
+    digest, parameters
+        Of the configuration.
+    build
+        Eight bytes of a hash of what the device was made of, or :data:`NO_BUILD`.
+    """
+    return MAGIC + VERSION.to_bytes(4, "little") + digest + build + parameters

@@ -9,6 +9,7 @@ from ditto.hdl.command import CommandMachine
 from ditto.hdl.config import Config
 from ditto.hdl.engine import Engine
 from ditto.hdl.framing import PACKET, Deframer, Framer
+from ditto.hdl.protocol import NO_BUILD
 
 __all__ = ["Top"]
 
@@ -20,6 +21,8 @@ class Top(wiring.Component):
     ----------
     config
         The device.
+    build
+        What it was made of, see :func:`ditto.hdl.protocol.identity`.
 
     Members
     -------
@@ -32,15 +35,16 @@ class Top(wiring.Component):
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, build: bytes = NO_BUILD) -> None:
         self.config = config
+        self.build = build
         super().__init__({"i": In(stream.Signature(8)), "o": Out(stream.Signature(8))})
 
     def elaborate(self, platform: object) -> Module:
         """Build the device."""
         m = Module()
         m.submodules.deframer = deframer = Deframer(frame_bytes=self.config.frame_bytes)
-        m.submodules.command = command = CommandMachine(self.config)
+        m.submodules.command = command = CommandMachine(self.config, self.build)
         m.submodules.engine = engine = Engine(self.config)
         m.submodules.framer = framer = Framer()
 

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import signal
 import sys
 import textwrap
@@ -20,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_policy
+from ditto.host import (
+    cli_bench,
+    cli_boards,
+    cli_estimate,
+    cli_policy,
+    cli_resume,
+    cli_selftest,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +51,11 @@ _KNOWN = (
     ("ditto.host.output", "OutputError", _FAILED),
     ("ditto.host.program", "PlacementError", _FAILED),
     ("ditto.host.quantize", "QuantizeError", _FAILED),
+    ("ditto.host.resume", "ResumeError", _USAGE),
     ("ditto.host.samplers", "SamplerError", _USAGE),
     ("ditto.host.transport", "LinkError", _FAILED),
+    ("ditto.fpga.boards", "UnknownBoardError", _USAGE),
+    ("ditto.fpga.clock", "ClockError", _USAGE),
     ("ditto.fpga.generate", "GenerateError", _FAILED),
     ("ditto.fpga.tools", "MissingToolError", _TOOL),
     ("ditto.fpga.tools", "ToolError", _BUILD),
@@ -84,11 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("ditto").setLevel(logging.WARNING if options.quiet else logging.INFO)
     try:
         return options.run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if options.debug:
             raise
         warnings.simplefilter("ignore")  # Amaranth's, about the modules that it didn't come to.
         print("ditto: interrupted; nothing was written", file=sys.stderr)
+        _print_notes(error)
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone. Python flushes once more at exit: into nothing.
@@ -99,7 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status is None or options.debug:
             raise
         print(f"ditto: {error}", file=sys.stderr)
+        _print_notes(error)
         return status
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        print(f"ditto: {note}", file=sys.stderr)
 
 
 def _status(error: Exception) -> int | None:
@@ -126,10 +142,13 @@ def _parser() -> argparse.ArgumentParser:
         _add_quantize,
         _add_analyze,
         _add_denoise,
-        _add_bench,
+        cli_bench.add,
+        cli_estimate.add,
         cli_policy.add,
         _add_generate,
         _add_identify,
+        cli_boards.add,
+        cli_selftest.add,
     ):
         add(verbs, common)
     return parser
@@ -298,64 +317,8 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="boards to use at once (default: 2, or fewer on one core)",
     )
     add("--json", type=Path, metavar="FILE", help="write all counts to a file")
+    cli_resume.add_resume(parser)
     _add_config(parser)
-
-
-def _add_bench(verbs: Any, common: argparse.ArgumentParser) -> None:
-    parser = verbs.add_parser(
-        "bench",
-        parents=[common],
-        help="measure cycles, size and speed of a device",
-        description="Count the cycles of whole trajectories with the golden model, build the "
-        "device for an ECP5, and write all figures as JSON, a roofline beside it (*.svg) and a "
-        "page. Builds need the tools of the extra fpga, take minutes to hours, and are kept.",
-    )
-    parser.set_defaults(run=_bench)
-    add = parser.add_argument
-    add("model", nargs="*", type=Path, metavar="MODEL", help="int8 models (default: the demo's)")
-    add("-o", "--output", type=Path, required=True, metavar="JSON", help="file to write")
-    add("--page", type=Path, metavar="FILE", help="write a page in Markdown, too")
-    add("--steps", type=_positive, default=50, metavar="N", help="denoising steps (default: 50)")
-    add("--samples", type=_positive, default=1, metavar="N", help="images (default: 1)")
-    add(
-        "--builds",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="place and route the device (default)",
-    )
-    add(
-        "--seeds",
-        type=_list(_natural),
-        default=[1, 2, 3],
-        metavar="N,...",
-        help="seeds of place and route (default: 1,2,3)",
-    )
-    _add_part(parser)
-    _add_config(parser)
-
-
-def _add_part(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--part",
-        choices=("12k", "25k", "45k", "85k"),
-        default="85k",
-        help="size of the ECP5 (default: 85k)",
-    )
-    add(
-        "--frequency",
-        type=_frequency,
-        default=80.0,
-        metavar="MHZ",
-        help="clock frequency to aim for (default: 80)",
-    )
-    add(
-        "--timeout",
-        type=_frequency,
-        default=3600.0,
-        metavar="S",
-        help="most seconds for each run of a tool (default: 3600)",
-    )
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
@@ -406,6 +369,12 @@ def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="any",
         help="FPGAs it is for: with ecp5, adders use that family's carry cells (default: any)",
     )
+    parser.add_argument(
+        "--interface",
+        choices=["bytes", "axi"],
+        default="bytes",
+        help="a byte stream each way, or AXI4-Lite registers and AXI4-Streams (default: bytes)",
+    )
     _add_config(parser)
 
 
@@ -427,14 +396,27 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
         default="sim",
         metavar="NAME",
         help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
-        "golden model in its place, without a compiler",
+        "golden model in its place, without a compiler; those of ditto boards, and serial for any "
+        "other one with a device at a serial port, need a port",
+    )
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        help="serial port of the board, such as /dev/ttyUSB0 or COM3; its device tells its "
+        "parameters itself, and must have those that are given",
+    )
+    parser.add_argument(
+        "--baud",
+        type=_positive,
+        metavar="N",
+        help="bits per second of the port (default: the board's rate)",
     )
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, whose: str = "the demo") -> None:
     """Add an option for every parameter of a configuration."""
     group = parser.add_argument_group(
-        "device", "Parameters of the device. The defaults are those of the demo."
+        "device", f"Parameters of the device. The defaults are those of {whose}."
     )
     described = _descriptions()
     for parameter in fields(Config):
@@ -445,7 +427,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
             type=str if is_kind else int,
             choices=[str(kind) for kind in Multiplier] if is_kind else None,
             metavar="KIND" if is_kind else "N",
-            help=f"{described.get(parameter.name, '')} (default: {default})",
+            help=described.get(parameter.name, "")
+            + (f" (default: {default})" if whose == "the demo" else ""),
         )
 
 
@@ -460,10 +443,26 @@ def _descriptions() -> dict[str, str]:
     return result
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the device that the options name."""
+    values = {p.name: getattr(options, p.name) for p in fields(Config)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _config(options: argparse.Namespace, base: Config = demo) -> Config:
     """Return the configuration that the options describe."""
-    given = {p.name: getattr(options, p.name) for p in fields(Config)}
-    return replace(demo, **{name: value for name, value in given.items() if value is not None})
+    return replace(base, **_given(options))
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """Open the device that the options describe, an :class:`~ditto.host.device.Accelerator`."""
+    from ditto.host.boards import open_device, open_port
+
+    if options.port is None:
+        if options.baud is not None:
+            raise UsageError("--baud is the rate of a --port, and none is given")
+        return open_device(options.board, _config(options))
+    return open_port(options.board, options.port, baud=options.baud, expect=_given(options))
 
 
 def _number(
@@ -646,22 +645,24 @@ def _generate(options: argparse.Namespace) -> int:
     from ditto.fpga.generate import write
 
     platform = Ecp5() if options.target == "ecp5" else None
-    verilog, manifest = write(config, options.output, platform)
+    verilog, manifest = write(config, options.output, platform, axi=options.interface == "axi")
     print(f"wrote {verilog} and {manifest}")
     return 0
 
 
 def _identify(options: argparse.Namespace) -> int:
-    from ditto.hdl.protocol import VERSION
-    from ditto.host.boards import open_device
+    from ditto.hdl.protocol import NO_BUILD, VERSION
 
-    device = open_device(options.board, _config(options))
+    device = _open(options)
     config = device.config
     close = getattr(device, "close", None)
     if close is not None:
         close()
     print(f"Ditto on board {options.board}, protocol version {VERSION}")
     print(f"configuration {config.digest.hex()}, {config.multipliers} multipliers")
+    build = getattr(device, "build", NO_BUILD)
+    if build != NO_BUILD:
+        print(f"build {build.hex()}")
     for name, value in asdict(config).items():
         print(f"  {name:18}{value:8}")
     print("memories")
@@ -675,167 +676,12 @@ def _demo_model() -> Path:
     return Path(str(files("ditto.host").joinpath("models/digits16.int8.onnx")))
 
 
-def _bench(options: argparse.Namespace) -> int:
-    config = _config(options)
-    given = [p.name for p in fields(Config) if getattr(options, p.name) is not None]
-    from contextlib import ExitStack
-    from importlib import metadata
-
-    from ditto.host.bench import compare_builds, fitting, measure
-    from ditto.host.model import Model
-    from ditto.host.output import OutputFile
-    from ditto.host.performance import page
-    from ditto.host.roofline import roofline
-    from ditto.host.samplers import DDIM, Schedule
-
-    if options.builds:
-        from ditto.fpga.tools import find
-
-        for tool in "yosys", "nextpnr-ecp5":
-            find(tool)
-    paths = options.model or [_demo_model()]
-    names = [re.sub(r"(\.int8)?\.onnx$", "", path.name) for path in paths]
-    if len(set(names)) < len(names):
-        raise UsageError("two models have the same name")
-    ending = [""] if len(names) == 1 else [f"-{name}" for name in names]
-    pictures = [options.output.with_name(f"{options.output.stem}{end}.svg") for end in ending]
-    outputs = [options.output, *pictures, *([options.page] if options.page else [])]
-    if len({path.absolute() for path in outputs}) < len(outputs):
-        raise UsageError("the files to write must have different names; the JSON's is *.json")
-
-    console = _console()
-    with ExitStack() as stack:
-        opened = [stack.enter_context(OutputFile(path)) for path in outputs]
-        runs: list[dict[str, Any]] = []
-        for path, name in zip(paths, names, strict=True):
-            model = Model.load(path)
-            schedule = Schedule.from_metadata(model.metadata)
-            _check_steps(options.steps, schedule.train_steps)
-            fitted = fitting(model, config, given)
-            for field, value in asdict(fitted).items():
-                if value != getattr(config, field):
-                    logging.getLogger("ditto").info(
-                        "%s needs %s = %s, not %s", name, field, value, getattr(config, field)
-                    )
-            sampler = DDIM(schedule, steps=options.steps)
-            runs += measure(model, fitted, sampler, name=name, samples=options.samples)
-        builds = _builds(runs, options) if options.builds else []
-        for run in runs:
-            compare_builds(run, builds)
-        versions = {name: metadata.version(name) for name in ("ditto-accel", "numpy", "onnx")}
-        facts = {
-            "command": shlex.join(["ditto", *options.words]),
-            "versions": versions | (builds[0]["tools"] if builds else {}),
-            "runs": runs,
-            "builds": builds,
-        }
-        opened[0].write(json.dumps(facts, indent=1).encode() + b"\n")
-        for file, name in zip(opened[1:], names, strict=False):
-            file.write(roofline([run for run in runs if run["model"] == name]).encode())
-        if options.page:
-            folder = options.page.absolute().parent
-            links = [Path(os.path.relpath(path.absolute(), folder)).as_posix() for path in pictures]
-            opened[-1].write(page(facts, links).encode())
-    _bench_table(console, facts)
-    print(f"wrote {', '.join(str(path) for path in outputs)}")
-    return _BUILD if any("error" in build for build in builds) else 0
-
-
-def _builds(runs: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Build every device of some runs; one that does not fit or takes too long has an error."""
-    from ditto.fpga.build import Builder, DoesNotFitError
-    from ditto.fpga.tools import TimeLimitError
-
-    configurations = [run["configuration"] for run in runs]
-    configurations += [run["baseline_configuration"] for run in runs]
-    builds: list[dict[str, Any]] = []
-    for configuration in configurations:
-        if configuration is None or any(b["configuration"] == configuration for b in builds):
-            continue
-        builder = Builder(
-            Config(**configuration),
-            part=options.part,
-            frequency=options.frequency,
-            timeout=options.timeout,
-        )
-        try:
-            builds.append(builder.facts(options.seeds))
-        except (DoesNotFitError, TimeLimitError) as error:
-            builds.append(builder.facts([]) | {"error": str(error)})
-            print(f"ditto: {error}", file=sys.stderr)
-    return builds
-
-
-def _bench_table(console: "Console", facts: dict[str, Any]) -> None:
-    """Print the runs, and the ideal beside them, then the builds."""
-    from collections import Counter
-
-    from rich import box
-    from rich.table import Table
-
-    from ditto.host.performance import array_of, speed_of
-
-    def ratio(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    heads = ["mode", "cycles", "ideal", "used\n%", "speedup,\nequal bits", "equal\nresources"]
-    table.add_column("model")
-    table.add_column("array")
-    for head in (*heads, "link\ncycles"):
-        table.add_column(head, justify="right")
-    for run in facts["runs"]:
-        table.add_row(
-            run["model"],
-            array_of(run["configuration"]),
-            run["mode"],
-            f"{run['array_cycles']:,}",
-            f"{run['ideal_cycles']:,}",
-            f"{100 * run['utilization']:.1f}",
-            ratio(run["speedup_equal_bits"]),
-            ratio(run["speedup_equal_resources"]),
-            f"{run['link_cycles']:,}",
-        )
-    console.print(table)
-    for run in facts["runs"]:
-        bounds = Counter(layer["bound"] for layer in run["layers"])
-        counted = ", ".join(f"{count} by {bound}" for bound, count in bounds.most_common())
-        print(f"{run['model']}, {run['mode']}: layers bound {counted}")
-    best = facts["runs"][0]["ideal"]
-    print(
-        f"in a cycle at best: {best['products_per_cycle']} products, "
-        f"{best['weight_bytes_per_cycle']:g} bytes of weights, "
-        f"{best['link_bytes_per_cycle']:g} byte of the link"
-    )
-    print(f"speedup at equal bits: over {facts['runs'][0]['baseline']}")
-    if not facts["builds"]:
-        return
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("array")
-    for head in (
-        "part",
-        "LUT4",
-        "CCU2C",
-        "comb",
-        "FF",
-        "DSP",
-        "BRAM",
-        "MHz, lowest / median / highest",
-    ):
-        table.add_column(head, justify="right")
-    for build in facts["builds"]:
-        cells = [f"{build[n]:,}" for n in ("luts", "carries", "comb", "ffs", "dsps", "brams")]
-        array = array_of(build["configuration"])
-        table.add_row(array, build["device"], *cells, speed_of(build))
-    console.print(table)
-
-
 def _denoise(options: argparse.Namespace) -> int:
     config = _config(options)
     import numpy as np
 
     from ditto.host import png
-    from ditto.host.boards import BOARDS, BoardError, open_device
+    from ditto.host.boards import check_board
     from ditto.host.conditioning import Conditioning
     from ditto.host.defo import costs_of, policy_of
     from ditto.host.model import Model, ModelError
@@ -849,8 +695,7 @@ def _denoise(options: argparse.Namespace) -> int:
         raise UsageError("--policy oracle foresees exact samples only, not those with --tau")
     if options.policy == "oracle" and options.guidance is not None:
         raise UsageError("--policy oracle foresees one evaluation in a step, not --guidance")
-    if options.board not in BOARDS:
-        raise BoardError(f"there is no board {options.board!r}; choose from {', '.join(BOARDS)}")
+    check_board(options.board, options.port)
     given = [path for path in (options.output, options.json, options.monitor) if path is not None]
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("image, JSON file and monitor's lines cannot be the same file")
@@ -868,29 +713,46 @@ def _denoise(options: argparse.Namespace) -> int:
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
+    if options.policy == "oracle" and len(model.windows) > 1:
+        raise UsageError("--policy oracle foresees models without step windows only")
     sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
     shapes = model.shapes(conditioning.inputs(0, np.zeros(shape, np.float32), 0, 0))
-    program = Program(model.layers, shapes, config, states=conditioning.states)
-    jobs = options.jobs or min(2, os.cpu_count() or 1)
+    jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
+    if options.port and jobs > 1:
+        raise UsageError(f"--jobs {jobs} boards at one --port; a port has one board")
     memory = cli_policy.memory_of(options)
-    if options.policy == "oracle":
-        if len(model.windows) > 1:
-            raise UsageError("--policy oracle foresees models without step windows only")
-        policy = foresee(
-            model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
-        )
-    else:
-        policy = policy_of(options.policy, costs_of(program, memory))
 
     console = _console()
     with ExitStack() as stack:
+        # Simulated boards are opened when they are needed, as many as there are jobs.
+        device = _open(options) if options.port else None
+        if device is not None:
+            config = device.config
+            stack.callback(device.close)
+        program = Program(model.layers, shapes, config, states=conditioning.states)
+        if options.policy == "oracle":
+            policy = foresee(
+                model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
+            )
+        else:
+            policy = policy_of(options.policy, costs_of(program, memory))
+        checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
+        if checkpoint.steps:
+            logging.getLogger("ditto").info("%d steps are done already", checkpoint.steps)
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
-        on_step = _progress(stack, console, options.samples, options.steps, options.quiet)
+        on_step = _progress(
+            stack,
+            console,
+            options.samples,
+            len(sampler.timesteps),
+            options.quiet,
+            checkpoint.steps,
+        )
         drawing = draw(
             model,
             program,
-            lambda: open_device(options.board, config),
+            (lambda: device) if device else lambda: _open(options),
             sampler,
             samples=options.samples,
             seed=options.seed,
@@ -901,6 +763,7 @@ def _denoise(options: argparse.Namespace) -> int:
             policy=policy,
             memory=memory,
             on_step=cli_policy.monitored(stack, options, program, on_step),
+            checkpoint=checkpoint,
         )
         facts = report(
             drawing,
@@ -929,7 +792,9 @@ def _denoise(options: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: bool) -> "OnStep":
+def _progress(
+    stack: Any, console: "Console", samples: int, steps: int, quiet: bool, done: int
+) -> "OnStep":
     """Return what is called after each step: a progress bar, or a line for each sample."""
     from ditto.host.report import Total, shares
 
@@ -953,7 +818,7 @@ def _progress(stack: Any, console: "Console", samples: int, steps: int, quiet: b
                 console=console,
             )
         )
-        task = bar.add_task("denoising", total=samples * steps, step="")
+        task = bar.add_task("denoising", total=samples * steps, completed=done, step="")
 
         def advance(sample: int, step: int, timestep: int, runs: "Sequence[LayerRun]") -> None:
             bar.update(task, advance=1, step=text(Total.of(runs)))
@@ -1017,19 +882,21 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
     print(f"host: {100 * host['share']:.1f} % of the time in its own operators: {', '.join(first)}")
     for name, reason in host["layers"].items():
         print(f"on the host: {name} ({reason})")
-    total, count = facts["total"], facts["samples"] * len(facts["steps"])
+    total, count = facts["total"], facts["steps_run"]
     runs = sum(total["modes"].values())
     modes = ", ".join(f"{100 * n / runs:.1f} % {mode}" for mode, n in total["modes"].items())
     print(f"runs: {modes}")
     if facts["memory_model"]["holds"]:
         print(
-            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / count:,.0f} cycles "
-            f"of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a model, "
-            "not a measurement)"
+            f"memory {facts['memory_model']['name']}: {total['stall_memory'] / max(count, 1):,.0f} "
+            f"cycles of a step wait for it, beside {total['cycles_per_step']:,.0f} of the array (a "
+            "model, not a measurement)"
         )
     seconds = facts["seconds"]
     print(f"{facts['samples']} images of {len(facts['steps'])} steps in {seconds:.1f} s", end="")
-    print(f" ({seconds / count:.3f} s per step)")
+    print(f" ({seconds / max(count, 1):.3f} s per step)")
+    if count < facts["samples"] * len(facts["steps"]):
+        print(f"of the {count} steps since the run was taken up again; so are all figures")
     if facts["checked"]:
         print("every accumulator and every counter equals the golden model's")
     if facts["clock_cycles"]:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -149,7 +149,8 @@ class Device:
     transport
         The link. The driver closes it.
     expect
-        The configuration that the device must have; any if absent.
+        The configuration that the device must have, or some of its parameters by name; any if
+        absent.
     timeout
         Seconds to wait for an answer before a command is sent again.
     tries
@@ -159,6 +160,9 @@ class Device:
     ----------
     config : Config
         The device's configuration.
+    build : bytes
+        Hash of what it was made of, which the manifest of its bitstream has too;
+        :data:`~ditto.hdl.protocol.NO_BUILD` if it is no bitstream.
     resent : int
         Commands that were sent more than once.
 
@@ -172,7 +176,7 @@ class Device:
         self,
         transport: Transport,
         *,
-        expect: Config | None = None,
+        expect: Config | Mapping[str, Any] | None = None,
         timeout: float = 2.0,
         tries: int = _TRIES,
     ) -> None:
@@ -333,9 +337,10 @@ class Device:
                 count=n,
             )
 
-    def _identify(self, expect: Config | None) -> Config:
+    def _identify(self, expect: Config | Mapping[str, Any] | None) -> Config:
         data = self._command(Opcode.IDENTIFY)
-        magic, version, digest, parameters = data[:4], data[4:8], data[8:16], data[16:]
+        magic, version, digest, parameters = data[:4], data[4:8], data[8:16], data[24:]
+        self.build = data[16:24]
         if magic != MAGIC:
             raise DeviceError(
                 f"no Ditto behind this link: it identifies as {magic!r} instead of {MAGIC!r} "
@@ -355,13 +360,13 @@ class Device:
                 f"the device reports the digest {digest.hex()} for parameters that have "
                 f"{config.digest.hex()}; load a bitstream made by this release"
             )
-        if expect is not None and config != expect:
-            have, want = asdict(config), asdict(expect)
-            differences = ", ".join(
-                f"{name} = {have[name]} instead of {want[name]}"
-                for name in have
-                if have[name] != want[name]
-            )
+        wanted = asdict(expect) if isinstance(expect, Config) else expect or {}
+        differences = ", ".join(
+            f"{name} = {getattr(config, name)} instead of {value}"
+            for name, value in wanted.items()
+            if value != getattr(config, name)
+        )
+        if differences:
             raise DeviceError(f"the device was built with another configuration: {differences}")
         longest = max(word_bytes(config.columns, config.weight_bits), _ENTRY)
         least = longest + _HEADER + CRC_BYTES

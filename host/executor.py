@@ -246,6 +246,11 @@ class Executor:
             state.products = [None] * len(state.products)
         self._select(self._state)
 
+    def skip(self, steps: int) -> None:
+        """Count steps that the sample has behind it; the next one is dense all the same."""
+        for state in self._states:
+            state.step += steps
+
     def step(self, inputs: Mapping[str, NDArray[Any]], state: int = 0) -> list[NDArray[Any]]:
         """Evaluate the model for the next step of the sample.
 

@@ -120,7 +120,9 @@ def report(
     runs = [run for sample in drawing.runs for run in sample]
     config = program.config
     total = Total.of(runs)
-    steps = len(timesteps) * len(drawing.runs)
+    # Of the samples and steps that ran: a run that was taken up again lacks those before.
+    ran = {(sample, run.step) for sample, own in enumerate(drawing.runs) for run in own}
+    steps = max(len(ran), 1)
     layers = []
     for index, placement in enumerate(program.layers):
         kind, sizes = describe(placement)
@@ -129,7 +131,11 @@ def report(
         layers.append(entry | {"bands": len(placement.bands)} | _numbers(part, steps, config))
     by_step = [
         {"step": step, "timestep": timestep}
-        | _numbers(Total.of(run for run in runs if run.step == step), len(drawing.runs), config)
+        | _numbers(
+            Total.of(run for run in runs if run.step == step),
+            max(sum(at == step for _, at in ran), 1),
+            config,
+        )
         for step, timestep in enumerate(timesteps)
     ]
     clock = drawing.clock_cycles
@@ -144,6 +150,7 @@ def report(
         "clock_cycles": clock,
         "clock_hertz": None if clock is None else round(clock / max(drawing.seconds, 1e-9)),
         "link_share": None if clock is None else 1 - total.counters.cycles / clock,
+        "steps_run": len(ran),
         "resent_commands": drawing.resent,
         "host": _host(drawing, on_host or {}),
         "total": _numbers(total, steps, config),

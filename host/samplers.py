@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ __all__ = [
     "Sampler",
     "SamplerError",
     "Schedule",
+    "State",
     "denoise",
     "inputs_of",
     "load_inputs",
@@ -34,7 +35,8 @@ Predict = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 """Predicts the noise in an image at a timestep."""
 
 Callback = Callable[[int, int, dict[str, Any]], Mapping[str, Any] | None]
-"""Called after each step with its number, its timestep and ``{"latents": …, "estimate": …}``.
+"""Called after each step with its number, its timestep and what the sample has come to:
+``{"latents": …, "estimate": …, "rng": …}``, see :class:`State`.
 
 It may return a dictionary with ``latents`` to go on with.
 """
@@ -166,6 +168,8 @@ class Sampler(Protocol):
     schedule: Schedule
     #: The timesteps, the noisiest first.
     timesteps: tuple[int, ...]
+    #: Whether a step depends on more of those before it than their image and estimate.
+    keeps_history: bool
 
     @property
     def name(self) -> str:
@@ -227,6 +231,8 @@ def _expect_noise(schedule: Schedule, name: str) -> None:
 
 class _Plain:
     """A sampler whose images start as the noise itself."""
+
+    keeps_history = False
 
     def begin(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the noise."""
@@ -449,6 +455,19 @@ def sampler_of(name: Any, schedule: Schedule, *, steps: int = 50, eta: float = 0
     raise SamplerError(f"no sampler is called {name}; there are {', '.join(SAMPLERS)}")
 
 
+class State(NamedTuple):
+    """What a sample has come to between two steps."""
+
+    #: Finished steps.
+    step: int
+    #: The image with noise.
+    latents: NDArray[np.float32]
+    #: The image without noise, as the last step predicts it.
+    estimate: NDArray[np.float32]
+    #: State of the source of noise, as NumPy's bit generators give it.
+    rng: Mapping[str, Any]
+
+
 def noise_of(seed: int, sample: int) -> np.random.Generator:
     """Return the source of a sample's noise, which is the same whatever else is drawn."""
     return np.random.default_rng([seed, sample])
@@ -461,6 +480,7 @@ def denoise(
     *,
     seed: int = 0,
     sample: int = 0,
+    start: State | None = None,
     callback_on_step_end: Callback | None = None,
 ) -> NDArray[np.float32]:
     """Draw a sample.
@@ -475,6 +495,8 @@ def denoise(
         Shape of the sample, with the batch of 1.
     seed, sample
         Give the noise: sample ``i`` of a seed is the same whatever the number of samples.
+    start
+        Go on from there instead of from noise.
     callback_on_step_end
         Called after each step.
 
@@ -486,10 +508,15 @@ def denoise(
     rng, sampler = noise_of(seed, sample), copy.deepcopy(sampler)
     x = sampler.begin(rng.standard_normal(tuple(shape)).astype(np.float32))
     estimate: NDArray[np.float32] | None = None
-    for index, timestep in enumerate(sampler.timesteps):
+    first = 0
+    if start is not None:
+        first, x, estimate = start.step, start.latents, start.estimate
+        rng.bit_generator.state = start.rng
+    for index, timestep in enumerate(sampler.timesteps[first:], first):
         x, estimate = sampler.step(index, predict(x, timestep), x, rng, estimate)
         if callback_on_step_end is not None:
-            changed = callback_on_step_end(index, timestep, {"latents": x, "estimate": estimate})
+            reached = {"latents": x, "estimate": estimate, "rng": rng.bit_generator.state}
+            changed = callback_on_step_end(index, timestep, reached)
             if changed and "latents" in changed:
                 x = np.asarray(changed["latents"], np.float32)
     return x

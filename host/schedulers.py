@@ -38,12 +38,16 @@ class Scheduler:
     timesteps : tuple of int
         What the model sees, the noisiest first, rounded. Schedulers of second order take two
         timesteps for a step.
+    keeps_history : bool
+        True: what a scheduler keeps between steps is its own.
 
     Raises
     ------
     SamplerError
         If it is no scheduler, or it does not take these steps or ``eta``.
     """
+
+    keeps_history = True
 
     def __init__(
         self,

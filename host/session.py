@@ -19,7 +19,8 @@ from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
-from ditto.host.samplers import Sampler, denoise
+from ditto.host.resume import Checkpoint
+from ditto.host.samplers import Sampler, State, denoise
 from ditto.sim.golden import Golden
 from ditto.sim.memory import MEMORIES, Memory
 
@@ -76,6 +77,7 @@ def draw(
     policy: MakePolicy | None = None,
     memory: Memory = MEMORIES["chip"],
     on_step: OnStep | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Drawing:
     """Draw samples one after another on each of ``jobs`` devices.
 
@@ -111,6 +113,10 @@ def draw(
         What is behind the device's buffers.
     on_step
         Called after each step, by one thread at a time. What it raises ends the drawing.
+    checkpoint
+        Takes up what it holds, and keeps what each sample comes to: after each step or, with a
+        threshold or a sampler that keeps a history, at its end, since then a step depends on all
+        those before it. The result has no runs of what was taken up.
 
     Raises
     ------
@@ -119,13 +125,19 @@ def draw(
     """
     given = conditioning or Conditioning(model)
     shape = given.shape
+    steps = len(sampler.timesteps)
+    starts = dict(checkpoint.states) if checkpoint is not None else {}
+    depends = tau > 0 or sampler.keeps_history
     classes = max(sampler.schedule.classes, 1)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for sample in range(samples):
-        todo.put(sample)
     stop = threading.Event()
     lock = threading.Lock()
     result = Drawing(np.empty((samples, *shape[1:]), np.float32), [[] for _ in range(samples)])
+    for sample in range(samples):
+        if sample in starts and starts[sample].step == steps:
+            result.images[sample] = starts[sample].latents[0]
+        else:
+            todo.put(sample)
 
     # Only scales differ between windows: all programs have the same places and weights.
     places = [placement.shape for placement in program.layers]
@@ -154,6 +166,9 @@ def draw(
                         result.layer_seconds += part.layer_seconds
                 return
             executor.begin(policy(sample) if policy is not None else None)
+            start = starts.get(sample)
+            if start is not None:
+                executor.skip(start.step)
 
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
@@ -174,17 +189,27 @@ def draw(
             ) -> None:
                 runs, executor.runs = executor.runs, []
                 result.runs[sample] += runs
+                if checkpoint is not None and (step + 1 == steps or not depends):
+                    checkpoint.record(sample, State(step + 1, **state))
                 if on_step is not None:
                     with lock:
                         on_step(sample, step, timestep, runs)
 
             result.images[sample] = denoise(
-                predict, sampler, shape, seed=seed, sample=sample, callback_on_step_end=after
+                predict,
+                sampler,
+                shape,
+                seed=seed,
+                sample=sample,
+                start=start,
+                callback_on_step_end=after,
             )[0]
 
+    if todo.empty():
+        return result
     with ExitStack() as stack:
         devices: list[Accelerator] = []
-        for _ in range(min(jobs, samples)):
+        for _ in range(min(jobs, todo.qsize())):
             devices.append(open_device())
             close = getattr(devices[-1], "close", None)
             if close is not None:

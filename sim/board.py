@@ -65,7 +65,8 @@ class SimulatedBoard:
         cycles_per_byte: int = 1,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self._open(_verilog(config, progress), cycles_per_byte, progress)
+        text = _verilog(config, progress)
+        self._open(verilate.build(text, progress=progress), cycles_per_byte)
 
     @classmethod
     def from_verilog(
@@ -74,22 +75,25 @@ class SimulatedBoard:
         *,
         cycles_per_byte: int = 1,
         progress: Callable[[str], None] | None = None,
+        is_netlist: bool = False,
     ) -> Self:
-        """Make a board of a module ``ditto`` with the same ports, such as a netlist."""
+        """Make a board of a module ``ditto`` with the same ports.
+
+        A netlist is compiled with less effort, or it would take many minutes.
+        """
         self = cls.__new__(cls)
-        self._open(verilog, cycles_per_byte, progress)
+        library = verilate.build(verilog, progress=progress, quickly=is_netlist)
+        self._open(library, cycles_per_byte)
         return self
 
-    def _open(
-        self, verilog: str, cycles_per_byte: int, progress: Callable[[str], None] | None
-    ) -> None:
+    def _open(self, library: Path, cycles_per_byte: int) -> None:
         if cycles_per_byte < 1:
             raise ValueError(f"cycles_per_byte must be at least 1, not {cycles_per_byte!r}")
         self._lock = threading.Lock()
         self._sim: int | None = None
         self._chunk = _FIRST_CHUNK
         self._cycles_per_byte = cycles_per_byte
-        self._shim = _load(verilate.build(verilog, progress=progress))
+        self._shim = _load(library)
         self._sim = self._shim.ditto_new()
         if self._sim is None:
             raise MemoryError("no memory for another simulated board")

@@ -1,13 +1,21 @@
-"""A bad cable: loses, changes, repeats and invents bytes between driver and device."""
+"""What can be wrong: a bad cable between driver and device, or a defect of the device."""
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import Counters, Mode
 from ditto.host.transport import Transport
+from ditto.sim.golden import Golden, wrap
 
-__all__ = ["FaultRates", "FaultyTransport"]
+__all__ = ["Defect", "DefectiveDevice", "FaultRates", "FaultyTransport"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +135,89 @@ class FaultyTransport:
                 case "insert":
                     yield invented
                     yield byte
+
+
+class Defect(StrEnum):
+    """A defect of a :class:`DefectiveDevice`."""
+
+    #: Bit 9 of every accumulator of the last cluster's column 0 is set.
+    ACCUMULATOR_BIT = "accumulator bit"
+    #: Bit 1 of the last accumulator word's last column is clear.
+    ACCUMULATOR_CELL = "accumulator cell"
+    #: Accumulator words whose numbers differ in bit 3 only are the same word.
+    ACCUMULATOR_ADDRESS = "accumulator address"
+    #: Bit 0 of the weights of the last cluster's last column is clear.
+    WEIGHT_BIT = "weight bit"
+    #: The last weight of the last bank cannot be written.
+    WEIGHT_CELL = "weight cell"
+    #: Bit 2 of the address of weights that are written is clear.
+    WEIGHT_ADDRESS = "weight address"
+    #: Bit 1 of the number of layer-table entries that are written is clear.
+    LAYER_ADDRESS = "layer address"
+    #: The items of the last quarter of the difference buffer are lost.
+    ITEMS = "items"
+    #: Deltas beyond seven bits are cut.
+    WIDE_DELTA = "wide delta"
+    #: A temporal run starts from zero.
+    STATE = "state"
+    #: Cycles are counted once too often.
+    COUNTER = "counter"
+
+
+class DefectiveDevice(Golden):
+    """A golden model with a defect.
+
+    Parameters
+    ----------
+    config
+        The device.
+    defect
+        What is wrong with it.
+    """
+
+    def __init__(self, config: Config, defect: Defect) -> None:
+        super().__init__(config)
+        self.defect = defect
+
+    def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
+        """Write layer-table entries."""
+        for number, entry in enumerate(entries, first):
+            wrong = self.defect is Defect.LAYER_ADDRESS
+            super().write_layers(number & ~2 if wrong else number, [entry])
+
+    def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
+        """Write words into a weight bank."""
+        last = self._weights[-1, -1, -1]
+        for number, word in enumerate(words, row):
+            wrong = self.defect is Defect.WEIGHT_ADDRESS
+            super().write_weights(cluster, number & ~4 if wrong else number, word[None])
+        if self.defect is Defect.WEIGHT_CELL:
+            self._weights[-1, -1, -1] = last
+        if self.defect is Defect.WEIGHT_BIT:
+            self._weights[-1, :, -1] &= ~1
+
+    def run(self, entry: int, mode: Mode) -> Counters:
+        """Run a layer-table entry."""
+        before = self._accumulators.copy()
+        deltas = self._deltas
+        if deltas is not None:
+            if self.defect is Defect.WIDE_DELTA:
+                self._deltas = wrap(deltas, 8)
+            if self.defect is Defect.ITEMS:
+                self._deltas = deltas.copy()
+                self._deltas.flat[3 * self.config.item_depth // self.config.digits // 4 :] = 0
+        counters = super().run(entry, Mode.DENSE if self.defect is Defect.STATE else mode)
+        words = self._accumulators
+        match self.defect:
+            case Defect.ACCUMULATOR_BIT:
+                words[-1, :, 0] |= 1 << 9
+            case Defect.ACCUMULATOR_CELL:
+                words[-1, -1, -1] &= ~2
+            case Defect.ACCUMULATOR_ADDRESS:
+                changed = np.flatnonzero((words != before).any(axis=(0, 2)))
+                other = changed ^ 8
+                inside = other < self.config.accumulator_rows
+                words[:, other[inside]] = words[:, changed[inside]]
+            case Defect.COUNTER:
+                counters = counters._replace(cycles=counters.cycles + 1)
+        return counters

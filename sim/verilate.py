@@ -44,6 +44,7 @@ _VERILATOR_FLAGS = [
 
 # -O2 and the machine's common instructions: neither -O3 nor -march=native was faster.
 _OPTIMIZE = "-O2"
+_OPTIMIZE_QUICKLY = "-O1"
 _COMPILE_FLAGS = [
     *("-std=gnu++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
     # zig turns this on where nothing is optimized.
@@ -99,6 +100,7 @@ def build(
     *,
     progress: Callable[[str], None] | None = None,
     timeout: float = 900.0,
+    quickly: bool = False,
 ) -> Path:
     """Return the shared library that simulates a device; :mod:`ditto.sim.board` drives it.
 
@@ -114,6 +116,8 @@ def build(
         Called with a line of text for each step; nothing is called when the cache has the result.
     timeout
         Most seconds for each tool, and for waiting for a build by another process.
+    quickly
+        Optimize less. A netlist would take the C++ compiler many minutes otherwise.
 
     Raises
     ------
@@ -130,6 +134,10 @@ def build(
         _OPTIMIZE,
     ]
     runtime_key = _digest(*identity)
+    optimize = _OPTIMIZE
+    if quickly:
+        optimize = _OPTIMIZE_QUICKLY
+        identity.append(optimize)
     key = _digest(
         verilog, _SHIM.read_text(encoding="utf-8"), *identity, *_VERILATOR_FLAGS, *_LINK_FLAGS
     )
@@ -153,7 +161,7 @@ def build(
                 _build_runtime(runtime, tools)
         with _lock(folder / f"sim-{key}.lock", timeout):
             if not library.exists():
-                _build_device(library, runtime, verilog, tools, say)
+                _build_device(library, runtime, verilog, tools, say, optimize)
     except OSError as error:
         raise BuildError(
             f"cannot build the simulator in {folder}: {error} (set XDG_CACHE_HOME to a folder "
@@ -197,7 +205,12 @@ def _build_runtime(target: Path, tools: _Tools) -> None:
 
 
 def _build_device(
-    target: Path, runtime: Path, verilog: str, tools: _Tools, say: Callable[[str], None]
+    target: Path,
+    runtime: Path,
+    verilog: str,
+    tools: _Tools,
+    say: Callable[[str], None],
+    optimize: str,
 ) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as temporary:
         work = Path(temporary)
@@ -222,7 +235,7 @@ def _build_device(
         say("Compiling the device's simulator")
         commands = [
             tools.compile(f"{unit}.cpp", f"{unit}.o", level)
-            for unit, level in (("fast", _OPTIMIZE), ("slow", "-O0"))
+            for unit, level in (("fast", optimize), ("slow", "-O0"))
         ]
         _run(tools.compiler, commands, work, tools.timeout)
         say("Linking the device's simulator")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ditto.fpga import build
+from ditto.fpga import build, flow
 from ditto.fpga.build import Builder, Delay, DoesNotFitError, cells_of, placed_of
 from ditto.fpga.tools import MissingToolError, TimeLimitError, Tool, ToolError, find
 from ditto.hdl.config import Config
@@ -53,7 +53,8 @@ class FakeTool:
             kind = "packed"
         if kind in self.fails:
             raise ToolError(f"{kind} failed")
-        (folder / {"netlist": "d.json"}.get(kind, "r.json")).write_text(recorded(kind))
+        file = "top.json" if kind == "netlist" else "report.json"
+        (folder / file).write_text(recorded(kind))
         return ""
 
 
@@ -68,13 +69,13 @@ def calls(
 ) -> list[tuple[str, list[str]]]:
     made: list[tuple[str, list[str]]] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "find", lambda name: FakeTool(name, made, fails))
+    monkeypatch.setattr(flow, "find", lambda name: FakeTool(name, made, fails))
     monkeypatch.setattr(build, "rtlil", lambda config, platform: repr(config))
     return made
 
 
 def test_cells_are_those_of_the_top_module() -> None:
-    assert cells_of(recorded("netlist")) == {
+    assert cells_of(recorded("netlist").encode(), "ditto") == {
         "luts": 3,
         "carries": 2,
         "ffs": 3,
@@ -208,8 +209,7 @@ def test_missing_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_real_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The tools themselves stay compiled where they are.
-    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(build, "remember", lambda name, make: make())
+    monkeypatch.setattr(flow, "cache_folder", lambda: tmp_path)
     builder = Builder(SMALL, part="12k")
     area = builder.synthesize()
     assert area.brams == 3 and 1000 < area.luts < area.comb < 10000

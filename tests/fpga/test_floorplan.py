@@ -2,11 +2,12 @@
 
 import importlib.util
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ditto.fpga import build
+from ditto.fpga import flow
 from ditto.fpga.build import Builder
 from ditto.fpga.floorplan import floorplan
 from ditto.fpga.parts import PARTS
@@ -85,8 +86,8 @@ def test_leaves_the_rest_to_the_placer(clusters: int, multipliers: int, part: st
     not all(importlib.util.find_spec(f"yowasp_{name}") for name in ("yosys", "nextpnr_ecp5")),
     reason="needs the extra fpga",
 )
-def test_places_exist_on_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "remember", lambda name, make: make())
+def test_places_exist_on_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "cache_folder", lambda: tmp_path)
     config = Config(
         clusters=4,
         lanes=1,

@@ -193,3 +193,18 @@ def test_rtlil_says_that_the_engine_never_reads_what_it_writes(tmp_path: Path) -
     source, described = generate.write(SMALL, tmp_path / "d.il")
     assert source.read_text() == text
     assert json.loads(described.read_text())["parameters"] == asdict(SMALL)
+
+
+def test_device_behind_axi(tmp_path: Path) -> None:
+    text, described = generate.write(SMALL, tmp_path / "axi.v", axi=True)
+    manifest = json.loads(described.read_text())
+    assert manifest["name"] == "ditto_axi"
+    header = re.search(r"^module ditto_axi\((.*?)\);", text.read_text(), re.MULTILINE | re.DOTALL)
+    assert header
+    names = {name.strip() for name in header[1].split(",")}
+    assert names == {port["name"] for port in manifest["ports"]}
+    assert {"name": "s_axi_wdata", "direction": "input", "width": 32, "meaning": ""} in manifest[
+        "ports"
+    ]
+    with pytest.raises(GenerateError, match="axi.il cannot be RTLIL"):
+        generate.write(SMALL, tmp_path / "axi.il", axi=True)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,8 +195,11 @@ def test_mismatch(
     (tmp_path / "a.png").unlink()
     assert ditto("denoise", denoiser_file, *options, "--check") == 1
     message = "step 1, layer first/Conv, accumulator of channel 0, row 0, column 0: got "
-    assert message in error_of(capsys)
-    assert os.listdir(tmp_path) == ["denoiser.onnx"]
+    error, note = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"ditto: {message}")
+    assert note.endswith("a.png.state: repeat the command with --resume to go on")
+    assert sorted(os.listdir(tmp_path)) == ["a.png.state", "denoiser.onnx"]
+    (tmp_path / "a.png.state").unlink()
     with pytest.raises(Exception, match="step 1, layer first/Conv"):
         ditto("denoise", denoiser_file, *options, "--check", "--debug")
 
@@ -215,8 +219,10 @@ def test_silent_device(
     monkeypatch.setitem(boards.BOARDS, "dying", board)
     options = ["--board", "dying", "--steps", "50", "-o", tmp_path / "a.png"]
     assert ditto("denoise", denoiser_file, *options) == 1
-    assert "no answer to " in error_of(capsys)
-    assert os.listdir(tmp_path) == ["denoiser.onnx"]
+    error, note = capsys.readouterr().err.splitlines()
+    assert "no answer to " in error
+    assert "finished steps are kept in" in note
+    assert sorted(os.listdir(tmp_path)) == ["a.png.state", "denoiser.onnx"]
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -241,8 +247,14 @@ def test_interrupt(denoiser_file: Path, tmp_path: Path, jobs: str, number: int) 
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, errors) == (130, "ditto: interrupted; nothing was written\n")
-    assert os.listdir(tmp_path) == ["denoiser.onnx"]
+    error, note = errors.splitlines()
+    assert (process.returncode, error) == (130, "ditto: interrupted; nothing was written")
+    assert re.fullmatch(
+        r"ditto: the \d+ finished steps are kept in a.png.state: repeat the command with --resume "
+        "to go on",
+        note,
+    )
+    assert sorted(os.listdir(tmp_path)) == ["a.png.state", "denoiser.onnx"]
 
 
 def test_identify(capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +271,7 @@ def test_generate_passes_the_configuration(
 
     seen = []
 
-    def write(config: Config, output: Path, platform: object) -> tuple[Path, Path]:
+    def write(config: Config, output: Path, platform: object, axi: bool) -> tuple[Path, Path]:
         seen.append((config, platform))
         return output, output.with_suffix(".json")
 

@@ -224,7 +224,7 @@ def test_another_configuration_is_refused() -> None:
     [
         (b"DOTT", "no Ditto behind this link: it identifies as b'DOTT' instead of b'DITT'"),
         (b"", "no Ditto behind this link"),
-        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 3"),
+        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 4"),
         (
             identity(bytes(8), CONFIG.pack()),
             f"digest {bytes(8).hex()} for parameters that have {CONFIG.digest.hex()}",

@@ -1,0 +1,374 @@
+"""The boards that Ditto is built for: the one table that builds, commands and documents read."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from ditto.fpga.clock import ClockError
+from ditto.fpga.families import ECP5, GOWIN, ICE40, INTEL, XILINX, Family
+from ditto.fpga.tools import MissingToolError
+from ditto.fpga.uart import LEAST_CYCLES
+from ditto.hdl.config import Config, demo
+
+__all__ = ["BOARDS", "Board", "UnknownBoardError", "board_of"]
+
+
+class UnknownBoardError(Exception):
+    """A board that is not in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A board.
+
+    Parameters
+    ----------
+    title
+        Its name, as people write it.
+    platform
+        Module and class of its pins, ``module:class``, as ``amaranth_boards`` has them.
+    family
+        What builds for it.
+    frequency
+        Frequency of the core's clock, in Hz; place and route aims a tenth above.
+    baud
+        Fastest standard rate of the serial line, in bits per second.
+    bridge
+        What stands between the serial line and the computer.
+    config
+        A device that fits.
+    leds
+        Up to three lights: heartbeat, link, error. ``name/number``, or ``name/number/member``.
+    uart
+        Name and number of the serial line.
+    loader
+        Options of openFPGALoader; none if it does not know the board.
+    note
+        What else its user must know.
+    is_simulated_as_netlist
+        Whether the tests run its netlist, through the pins.
+    """
+
+    title: str
+    platform: str
+    family: Family
+    frequency: int
+    baud: int
+    bridge: str
+    config: Config
+    leds: tuple[str, ...] = ()
+    uart: tuple[str, int] = ("uart", 0)
+    loader: tuple[str, ...] = ()
+    note: str = ""
+    is_simulated_as_netlist: bool = False
+
+    def open_platform(self, config: Config) -> Any:
+        """Make the board's platform, with what its family adds for the gateware.
+
+        Raises
+        ------
+        MissingToolError
+            If ``amaranth_boards`` is missing.
+        """
+        module, name = self.platform.split(":")
+        try:
+            pins = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise MissingToolError(
+                f"the boards' pins are missing: there is no {error.name}; install them by: "
+                f"{sys.executable} -m pip install 'ditto-accel[boards]'"
+            ) from error
+        platform = type(name, (self.family.gateware, pins), {"config": config})
+        return platform()
+
+    def check_rates(self, frequency: int, baud: int) -> None:
+        """Check that a clock can be made, and that it is fast enough for the serial line.
+
+        Raises
+        ------
+        ClockError
+            If not.
+        """
+        platform = self.open_platform(self.config)
+        self.family.clock.choose(round(platform.default_clk_frequency), frequency)
+        if frequency < LEAST_CYCLES * baud:
+            raise ClockError(
+                f"a bit of {baud} Bd has {frequency / baud:.1f} cycles of {frequency / 1e6:g} MHz, "
+                f"and the serial line needs {LEAST_CYCLES}; choose a slower rate or a faster clock"
+            )
+
+
+_SMALL = Config(
+    clusters=1,
+    lanes=2,
+    columns=16,
+    accumulator_bits=24,
+    weight_rows=2048,
+    accumulator_rows=512,
+    item_depth=4096,
+    positions=256,
+    channels=64,
+    layers=32,
+)
+_MIDDLE = replace(_SMALL, clusters=2)
+
+_ULX3S = Board(
+    title="ULX3S",
+    platform="",
+    family=ECP5,
+    frequency=62_500_000,
+    baud=3_000_000,
+    bridge="FT231X",
+    config=_SMALL,
+    leds=("led/0", "led/1", "led/2"),
+    loader=("-b", "ulx3s"),
+)
+
+
+def _ulx3s(size: str, config: Config) -> Board:
+    return replace(
+        _ULX3S,
+        title=f"ULX3S {size}",
+        platform=f"amaranth_boards.ulx3s:ULX3S_{size}_Platform",
+        config=config,
+    )
+
+
+_UP5K = Config(
+    clusters=1,
+    lanes=1,
+    columns=4,
+    digit_bits=9,
+    accumulator_bits=24,
+    weight_rows=16384,
+    accumulator_rows=256,
+    item_depth=4096,
+    positions=256,
+    channels=64,
+    list_depth=9,
+    layers=16,
+    frame_bytes=512,
+)
+_GW1N9 = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
+
+BOARDS: Mapping[str, Board] = {
+    "ulx3s-12f": _ulx3s("12F", _SMALL),
+    "ulx3s-25f": _ulx3s("25F", _SMALL),
+    "ulx3s-45f": _ulx3s("45F", _MIDDLE),
+    "ulx3s-85f": _ulx3s("85F", demo),
+    "ecpix5-45f": Board(
+        title="ECPIX-5 45F",
+        platform="amaranth_boards.ecpix5:ECPIX545Platform",
+        family=ECP5,
+        frequency=75_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=_MIDDLE,
+        leds=("rgb_led/0/g", "rgb_led/1/b", "rgb_led/2/r"),
+        loader=("-b", "ecpix5"),
+    ),
+    "ecpix5-85f": Board(
+        title="ECPIX-5 85F",
+        platform="amaranth_boards.ecpix5:ECPIX585Platform",
+        family=ECP5,
+        frequency=75_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("rgb_led/0/g", "rgb_led/1/b", "rgb_led/2/r"),
+        loader=("-b", "ecpix5"),
+    ),
+    "colorlight-5a-75b": Board(
+        title="Colorlight 5A-75B r7.0",
+        platform="amaranth_boards.colorlight_5a75b_r7_0:Colorlight_5A75B_R70Platform",
+        family=ECP5,
+        frequency=62_500_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=_SMALL,
+        loader=("-b", "colorlight"),
+        note="The serial line is at J19: DATA_LED- is the board's output, KEY+ its input. "
+        "The only light is on the same pin, so there is none.",
+    ),
+    "icesugar-pro": Board(
+        title="iCESugar-Pro",
+        platform="amaranth_boards.icesugar_pro:ICESugarProPlatform",
+        family=ECP5,
+        frequency=62_500_000,
+        baud=1_000_000,
+        bridge="iCELink (a microcontroller's CDC)",
+        config=_SMALL,
+        leds=("rgb_led/0/g", "rgb_led/0/b", "rgb_led/0/r"),
+        loader=("-c", "cmsisdap"),
+    ),
+    "icepi-zero": Board(
+        title="Icepi Zero v1.3",
+        platform="amaranth_boards.icepi_zero:IcepiZero1_3Platform",
+        family=ECP5,
+        frequency=62_500_000,
+        baud=3_000_000,
+        bridge="FT231X",
+        config=_SMALL,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "icepi-zero"),
+    ),
+    "versa-ecp5": Board(
+        title="Lattice Versa ECP5",
+        platform="amaranth_boards.versa_ecp5:VersaECP5Platform",
+        family=ECP5,
+        frequency=75_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=_MIDDLE,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-c", "ft2232"),
+    ),
+    "icebreaker": Board(
+        title="iCEBreaker",
+        platform="amaranth_boards.icebreaker:ICEBreakerPlatform",
+        family=ICE40,
+        frequency=24_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=_UP5K,
+        leds=("led_g/0", "led_r/0"),
+        loader=("-b", "ice40_generic"),
+    ),
+    "icesugar": Board(
+        title="iCESugar",
+        platform="amaranth_boards.icesugar:ICESugarPlatform",
+        family=ICE40,
+        frequency=24_000_000,
+        baud=1_000_000,
+        bridge="iCELink (a microcontroller's CDC)",
+        config=_UP5K,
+        leds=("led_g/0", "led_b/0", "led_r/0"),
+        note="Programmed by copying the file to the drive iCELink.",
+    ),
+    "tang-nano-9k": Board(
+        title="Tang Nano 9K",
+        platform="amaranth_boards.tang_nano_9k:TangNano9kPlatform",
+        family=GOWIN,
+        frequency=40_500_000,
+        baud=3_000_000,
+        bridge="BL702",
+        config=_GW1N9,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "tangnano9k"),
+    ),
+    "tang-primer-20k": Board(
+        title="Tang Primer 20K, dock",
+        platform="amaranth_boards.tang_primer_20k:TangPrimer20kDockPlatform",
+        family=GOWIN,
+        frequency=54_000_000,
+        baud=3_000_000,
+        bridge="BL702",
+        config=_GW1N9,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "tangprimer20k"),
+    ),
+    "tang-nano-20k": Board(
+        title="Tang Nano 20K",
+        platform="ditto.fpga.platforms:TangNano20kPlatform",
+        family=GOWIN,
+        frequency=54_000_000,
+        baud=3_000_000,
+        bridge="BL616",
+        config=_GW1N9,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "tangnano20k"),
+    ),
+    "arty-a7-35t": Board(
+        title="Arty A7-35T",
+        platform="amaranth_boards.arty_a7:ArtyA7_35Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=_MIDDLE,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "arty_a7_35t"),
+    ),
+    "arty-a7-100t": Board(
+        title="Arty A7-100T",
+        platform="amaranth_boards.arty_a7:ArtyA7_100Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "arty_a7_100t"),
+    ),
+    "nexys4-ddr": Board(
+        title="Nexys 4 DDR (A7-100T)",
+        platform="amaranth_boards.nexys4ddr:Nexys4DDRPlatform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="FT2232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "nexys_a7_100"),
+    ),
+    "zybo-z7-20": Board(
+        title="Zybo Z7-20",
+        platform="ditto.fpga.platforms:ZyboZ720Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "zybo_z7_20"),
+        note="The serial line is at Pmod JE: pin 1 is the board's output, pin 2 its input. "
+        "For a block design with the processor, `ditto generate --interface axi` writes the "
+        "device with AXI ports, and `ditto.host.axi` drives it.",
+    ),
+    "pynq-z2": Board(
+        title="PYNQ-Z2",
+        platform="ditto.fpga.platforms:PynqZ2Platform",
+        family=XILINX,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "pynq_z2"),
+        note="The serial line is at Pmod A: pin 1 is the board's output, pin 2 its input. "
+        "For a block design with the processor, `ditto generate --interface axi` writes the "
+        "device with AXI ports, and `ditto.host.axi` drives it.",
+    ),
+    "de10-nano": Board(
+        title="DE10-Nano",
+        platform="amaranth_boards.de10_nano:DE10NanoPlatform",
+        family=INTEL,
+        frequency=50_000_000,
+        baud=3_000_000,
+        bridge="none; any of 3.3 V, such as FT232H",
+        config=demo,
+        leds=("led/0", "led/1", "led/2"),
+        loader=("-b", "de10nano"),
+        note="The serial line is at the Arduino header: TXD (D1) is the board's output, RXD (D0) "
+        "its input.",
+    ),
+}
+"""Boards by name."""
+
+
+def board_of(name: str) -> Board:
+    """Return a board.
+
+    Raises
+    ------
+    UnknownBoardError
+        If there is none of this name.
+    """
+    try:
+        return BOARDS[name]
+    except KeyError:
+        raise UnknownBoardError(
+            f"there is no board {name!r} to build for; choose from {', '.join(BOARDS)}"
+        ) from None

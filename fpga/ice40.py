@@ -1,0 +1,112 @@
+"""What the gateware can have better on a Lattice iCE40 UltraPlus than Yosys infers."""
+
+from typing import Any
+
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
+from amaranth.lib import memory
+
+from ditto.hdl.adder import SelectAdder
+from ditto.hdl.config import Config
+from ditto.hdl.difference_buffer import item_of
+from ditto.hdl.multiplier import word_of
+
+__all__ = ["Ice40"]
+
+_BLOCK_WORD, _BLOCK_DEPTH = 16, 256
+_SINGLE_WORD, _SINGLE_DEPTH = 16, 1 << 14
+
+
+class Ice40:
+    """A platform for iCE40 UltraPlus: memories that Yosys does not map.
+
+    - Weights and work items are written while nothing reads them, so they go to the big
+      single-port memories (SB_SPRAM256KA). Yosys never takes these, as they start without a value.
+    - Lists that are read in the cycle of their address would be flip-flops. They go to block
+      memories (SB_RAM40_4K) whose reads are at the falling edge of the clock: what was written at
+      the rising edge before is there, and half a cycle is left for what was read.
+
+    A class that inherits this has the device's configuration in ``config``.
+    """
+
+    config: Config
+
+    def get_select_adder(self, adder: SelectAdder) -> Module:
+        """Build a :class:`~ditto.hdl.adder.SelectAdder` as Yosys finds it in a SB_MAC16."""
+        m = Module()
+        m.d.comb += adder.o.eq(adder.a + Mux(adder.select, adder.b, adder.c) + adder.carry)
+        return m
+
+    def get_memory(self, storage: memory.Memory) -> Any:
+        """Build an :class:`amaranth.lib.memory.Memory`."""
+        if storage.shape in (word_of(self.config), item_of(self.config)):
+            if storage.depth <= _SINGLE_DEPTH and storage.depth > _BLOCK_DEPTH:
+                return self._single_port(storage)
+        if storage.write_ports and storage.depth > 4:
+            if all(port.domain == "comb" for port in storage.read_ports):
+                return self._falling_edge(storage)
+        return _inferred(storage)
+
+    def _single_port(self, storage: memory.Memory) -> Module:
+        """Build a memory of which a word is written or read in a cycle, not both."""
+        m = Module()
+        (write,) = storage.write_ports
+        data = Value.cast(write.data)
+        for number, read in enumerate(storage.read_ports):
+            words = []
+            for low in range(0, len(data), _SINGLE_WORD):
+                word = Signal(_SINGLE_WORD, name=f"word_{number}_{low}")
+                m.submodules[f"memory_{number}_{low}"] = Instance(
+                    "SB_SPRAM256KA",
+                    i_CLOCK=ClockSignal(),
+                    i_ADDRESS=Mux(write.en, write.addr, read.addr),
+                    i_DATAIN=data[low : low + _SINGLE_WORD],
+                    i_MASKWREN=Const(0b1111, 4),
+                    i_WREN=write.en,
+                    i_CHIPSELECT=write.en | read.en,
+                    i_STANDBY=Const(0),
+                    i_SLEEP=Const(0),
+                    i_POWEROFF=Const(1),
+                    o_DATAOUT=word,
+                )
+                words.append(word)
+            m.d.comb += Value.cast(read.data).eq(Cat(words))
+        return m
+
+    def _falling_edge(self, storage: memory.Memory) -> Module:
+        """Build a memory that is read in the cycle of the address."""
+        m = Module()
+        (write,) = storage.write_ports
+        data = Value.cast(write.data)
+        for number, read in enumerate(storage.read_ports):
+            words = []
+            for low in range(0, len(data), _BLOCK_WORD):
+                word = Signal(_BLOCK_WORD, name=f"word_{number}_{low}")
+                m.submodules[f"memory_{number}_{low}"] = Instance(
+                    "SB_RAM40_4KNR",
+                    p_READ_MODE=0,
+                    p_WRITE_MODE=0,
+                    i_RCLKN=ClockSignal(),
+                    i_RCLKE=Const(1),
+                    i_RE=Const(1),
+                    i_RADDR=_widened(read.addr, 11),
+                    i_WCLK=ClockSignal(),
+                    i_WCLKE=Const(1),
+                    i_WE=write.en,
+                    i_WADDR=_widened(write.addr, 11),
+                    i_MASK=Const(0, _BLOCK_WORD),
+                    i_WDATA=_widened(data[low : low + _BLOCK_WORD], _BLOCK_WORD),
+                    o_RDATA=word,
+                )
+                words.append(word)
+            m.d.comb += Value.cast(read.data).eq(Cat(words))
+        return m
+
+
+def _widened(value: Value, width: int) -> Value:
+    return Cat(value, Const(0, width - len(value)))
+
+
+def _inferred(storage: memory.Memory) -> Any:
+    """Build a memory as it is without a platform."""
+    # Frozen it is already: elaborating once more does nothing else.
+    return memory.Memory.elaborate(storage, None)

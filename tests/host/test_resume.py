@@ -1,0 +1,292 @@
+import itertools
+import json
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from ditto.hdl.config import Config, demo
+from ditto.hdl.protocol import Counters, Mode
+from ditto.host import boards, cli, resume
+from ditto.host.device import Accelerator
+from ditto.host.resume import Checkpoint, ResumeError
+from ditto.host.samplers import DDIM, State
+from ditto.host.transport import LinkError
+from ditto.sim.golden import Golden
+from ditto.sim.golden_board import GoldenBoard
+from ditto.sim.line import Pty
+
+STEPS, SAMPLES = 6, 3
+SIZES = ["--steps", str(STEPS), "--samples", str(SAMPLES), "-q"]
+LAYERS = 3
+
+
+def ditto(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture
+def break_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make a board "frail" whose link is lost after a number of runs, of all devices together."""
+
+    def make(runs: int) -> None:
+        left = itertools.count(runs, -1)
+        lock = threading.Lock()
+
+        class Frail(Golden):
+            def run(self, entry: int, mode: Mode) -> Counters:
+                with lock:
+                    if next(left) <= 0:
+                        raise LinkError("the port is lost")
+                return super().run(entry, mode)
+
+        def frail(config: Config) -> Accelerator:
+            return Frail(config)
+
+        monkeypatch.setitem(boards.BOARDS, "frail", boards.Board("a frail one", frail))
+
+    return make
+
+
+SAMPLERS = [
+    [],
+    ["--sampler", "ddpm"],
+    ["--eta", "0.5"],
+    ["--sampler", "dpm++"],
+    ["--sampler", "euler"],
+    ["--policy", "dense"],
+    ["--policy", "defo", "--memory", "sdram-state"],
+    ["--tau", "2"],
+]
+
+
+@pytest.mark.parametrize("options", SAMPLERS, ids=" ".join)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_image_is_that_of_a_run_that_did_not_fail(
+    denoiser_file: Path,
+    tmp_path: Path,
+    break_after: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    jobs: int,
+) -> None:
+    whole, image, facts = (tmp_path / name for name in ("whole.png", "a.png", "a.json"))
+    words = ["denoise", denoiser_file, *SIZES, *options]
+    assert ditto(*words, "--board", "golden", "-o", whole) == 0
+    words += ["--jobs", jobs, "--board", "frail", "-o", image, "--json", facts]
+    more: list[str] = []
+    done = 0
+    # Fails in the first step, in the middle of a later one, and just after it was taken up.
+    for runs in (0, LAYERS * STEPS * jobs + 2, LAYERS):
+        break_after(runs)
+        assert ditto(*words, *more) == 1
+        error, *notes = capsys.readouterr().err.splitlines()
+        assert error == "ditto: the port is lost"
+        assert not image.exists() and not facts.exists()
+        if runs == 0:
+            assert notes == [] and not (tmp_path / "a.png.state").exists()
+            continue
+        found = re.search(r"the (\d+) finished steps are kept in (.*): repeat", notes[0])
+        assert found and int(found[1]) >= max(done, STEPS)
+        done = int(found[1])
+        assert found[2] == str(tmp_path / "a.png.state")
+        more = ["--resume"]
+    break_after(1000)
+    assert ditto(*words, *more) == 0
+    assert image.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.png", "denoiser.onnx", "whole.png"]
+    report = json.loads(facts.read_text())
+    assert report["steps_run"] == STEPS * SAMPLES - done
+    assert 0 < done < STEPS * SAMPLES
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--sampler", "ddpm"], ["--sampler", "ddpm", "--guidance", "2", "--null-label", "0"]],
+    ids=" ".join,
+)
+def test_images_stay_the_same_when_another_number_of_boards_takes_up(
+    denoiser_file: Path,
+    tmp_path: Path,
+    break_after: Callable[[int], None],
+    options: list[str],
+) -> None:
+    words = ["denoise", denoiser_file, *SIZES, *options]
+    assert ditto(*words, "--board", "golden", "-o", tmp_path / "whole.png") == 0
+    words += ["-o", tmp_path / "a.png"]
+    break_after(20)
+    assert ditto(*words, "--board", "frail", "--jobs", 3) == 1
+    assert ditto(*words, "--board", "golden", "--jobs", 1, "--resume", "--check") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+
+
+def test_of_a_sampler_with_a_history_whole_samples_are_taken_up(
+    denoiser_file: Path, tmp_path: Path, break_after: Callable[[int], None], monkeypatch: Any
+) -> None:
+    words = ["denoise", denoiser_file, *SIZES]
+    monkeypatch.setattr(DDIM, "keeps_history", True)
+    assert ditto(*words, "--board", "golden", "-o", tmp_path / "whole.png") == 0
+    words += ["--jobs", 1, "-o", tmp_path / "a.png", "--json", tmp_path / "a.json"]
+    break_after(LAYERS * (STEPS + 2))
+    assert ditto(*words, "--board", "frail") == 1
+    assert ditto(*words, "--board", "golden", "--resume") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert json.loads((tmp_path / "a.json").read_text())["steps_run"] == STEPS * (SAMPLES - 1)
+
+
+def test_a_run_whose_samples_are_all_done_needs_no_device(
+    denoiser_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["denoise", denoiser_file, *SIZES, "--board", "golden"]
+    assert ditto(*words, "-o", tmp_path / "whole.png") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ditto.host.png.encode", lambda image: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            ditto(*words, "-o", tmp_path / "a.png")
+    monkeypatch.setitem(boards.BOARDS, "golden", boards.Board("none", lambda config: 1 / 0))  # type: ignore[arg-type]
+    assert ditto(*words, "-o", tmp_path / "a.png", "--resume") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (["--steps", "7"], "--steps was 6 and is 7"),
+        (["--seed", "1"], "--seed was 0 and is 1"),
+        (["--samples", "2"], "--samples was 3 and is 2"),
+        (["--sampler", "euler"], "--sampler was ddim and is euler"),
+        (["--eta", "0.5"], "--eta was 0.0 and is 0.5"),
+        (["--tau", "1"], "--tau was 0 and is 1"),
+        (["--columns", "8"], "the device's configuration was [0-9a-f]{16} and is [0-9a-f]{16}"),
+        ("another model", "the model's hash was [0-9a-f]{16} and is [0-9a-f]{16}"),
+    ],
+)
+def test_another_run_is_refused(
+    denoiser_file: Path,
+    denoiser_proto: onnx.ModelProto,
+    tmp_path: Path,
+    break_after: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    change: Any,
+    reason: str,
+) -> None:
+    break_after(20)
+    words = ["denoise", denoiser_file, *SIZES, "--jobs", 1, "-o", tmp_path / "a.png"]
+    assert ditto(*words, "--board", "frail") == 1
+    if change == "another model":
+        other = onnx.ModelProto()
+        other.CopyFrom(denoiser_proto)
+        other.doc_string = "another"
+        onnx.save(other, denoiser_file)
+        change = []
+    capsys.readouterr()
+    assert ditto(*words, "--board", "golden", *change, "--resume") == 2
+    error = capsys.readouterr().err
+    assert re.search(f"a.png.state is of another run: {reason}. Repeat that run's command", error)
+    assert (tmp_path / "a.png.state").exists()
+
+
+def test_an_unfinished_run_is_not_overwritten(
+    denoiser_file: Path,
+    tmp_path: Path,
+    break_after: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    break_after(20)
+    words = ["denoise", denoiser_file, *SIZES, "--jobs", 1, "-o", tmp_path / "a.png"]
+    assert ditto(*words, "--board", "frail") == 1
+    kept = (tmp_path / "a.png.state").read_bytes()
+    capsys.readouterr()
+    assert ditto(*words, "--board", "golden") == 2
+    assert "take it up again with --resume, or delete the file" in capsys.readouterr().err
+    assert (tmp_path / "a.png.state").read_bytes() == kept
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"PK\x05\x06" + bytes(18)])
+def test_files_that_hold_no_run(
+    denoiser_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+) -> None:
+    if content is not None:
+        (tmp_path / "a.png.state").write_bytes(content)
+    words = ["denoise", denoiser_file, *SIZES, "--board", "golden", "-o", tmp_path / "a.png"]
+    assert ditto(*words, "--resume") == 2
+    expected = "nothing to take up again" if content is None else "does not hold the steps of a run"
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def state(step: int) -> State:
+    image = np.full((1, 1, 2, 2), step, np.float32)
+    return State(step, image, image, np.random.default_rng(step).bit_generator.state)
+
+
+def test_the_file_is_whole_while_the_run_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process that is killed leaves behind can be taken up."""
+    monkeypatch.setattr(resume, "_SECONDS", 0)
+    path = tmp_path / "state"
+    with Checkpoint(path, {"a": "b"}, resume=False) as checkpoint:
+        for step in range(1, 4):
+            checkpoint.record(5, state(step))
+            with pytest.raises(KeyError), Checkpoint(path, {"a": "b"}, resume=True) as other:
+                assert other.states.keys() == {5}
+                found = other.states[5]
+                assert (found.step, found.rng) == (step, state(step).rng)
+                assert np.array_equal(found.latents, state(step).latents)
+                raise KeyError  # leaves the file
+    assert not path.exists()
+
+
+def test_a_disk_that_is_full_does_not_end_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "no folder" / "state"
+    with (
+        pytest.raises(LinkError) as error,
+        Checkpoint(path, {}, resume=False) as checkpoint,
+    ):
+        checkpoint.record(0, state(1))
+        raise LinkError("lost")
+    assert not hasattr(error.value, "__notes__")
+    assert "the run cannot be taken up again if it fails: cannot write" in caplog.text
+    with pytest.raises(ResumeError, match="nothing to take up"):
+        Checkpoint(path, {}, resume=True).__enter__()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_cable_that_is_pulled(
+    denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Pulled(GoldenBoard):
+        """A board whose cable is pulled in the middle of an answer."""
+
+        sent = 0
+
+        def read(self, size: int, timeout: float) -> bytes:
+            data = super().read(size, timeout)
+            self.sent += len(data)
+            if self.sent > 30_000:
+                raise LinkError("pulled")
+            return data
+
+    words = ["denoise", denoiser_file, *SIZES]
+    assert ditto(*words, "--board", "golden", "-o", tmp_path / "whole.png") == 0
+    words += ["-o", tmp_path / "a.png", "--board", "ulx3s-85f", "--port"]
+    with Pty(Pulled(demo)) as pty:
+        assert ditto(*words, pty.name) == 1
+    error, note = capsys.readouterr().err.splitlines()
+    assert re.match(r"ditto: the port \S+ is lost .*; plug the board in again", error)
+    assert "repeat the command with --resume to go on" in note
+    with Pty(GoldenBoard(demo)) as pty:
+        assert ditto(*words, pty.name, "--resume") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
