@@ -14,7 +14,8 @@ __all__ = ["add_resume", "checkpoint_of"]
 
 # Options that change nothing in the images. The device's parameters count by its configuration.
 _FREE = frozenset(
-    "baud board check debug jobs json max_wide model monitor output port quiet resume run words".split()
+    "baud board check debug jobs json max_wide model monitor output port quiet resume run "
+    "words".split()
 ) | frozenset(Config.__dataclass_fields__)
 
 
