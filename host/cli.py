@@ -706,9 +706,10 @@ def _denoise(options: argparse.Namespace) -> int:
         model, inputs, guidance=options.guidance, null_label=options.null_label
     )
     shape = conditioning.shape
-    if shape[1] != 1:
+    if shape[1] not in (1, 3):
         raise ModelError(
-            f"{path} makes images of {shape[1]} channels; only grayscale can be written"
+            f"{path} makes images of {shape[1]} channels; only gray (1) and color (3) can be "
+            "written"
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
@@ -780,7 +781,8 @@ def _denoise(options: argparse.Namespace) -> int:
             guidance=options.guidance,
             checked=options.check,
         )
-        pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
+        images = np.moveaxis(drawing.images, 1, -1) if shape[1] == 3 else drawing.images[:, 0]
+        pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
         picture = png.encode(png.grid(pixels))
         if counts is not None:
             counts.write(json.dumps(facts, indent=1).encode() + b"\n")
