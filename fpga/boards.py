@@ -139,7 +139,7 @@ def _ulx3s(size: str, config: Config) -> Board:
 _UP5K = Config(
     clusters=1,
     lanes=1,
-    columns=6,
+    columns=4,
     digit_bits=9,
     accumulator_bits=24,
     weight_rows=16384,
@@ -259,7 +259,7 @@ BOARDS: Mapping[str, Board] = {
         loader=("-b", "tangnano9k"),
     ),
     "tang-primer-20k": Board(
-        title="Tang Primer 20K with dock",
+        title="Tang Primer 20K, dock",
         platform="amaranth_boards.tang_primer_20k:TangPrimer20kDockPlatform",
         family=GOWIN,
         frequency=54_000_000,
@@ -303,7 +303,7 @@ BOARDS: Mapping[str, Board] = {
         loader=("-b", "arty_a7_100t"),
     ),
     "nexys4-ddr": Board(
-        title="Nexys 4 DDR, Nexys A7-100T",
+        title="Nexys 4 DDR (A7-100T)",
         platform="amaranth_boards.nexys4ddr:Nexys4DDRPlatform",
         family=XILINX,
         frequency=50_000_000,

@@ -23,20 +23,18 @@ from ditto.host.samplers import DDIM, Schedule
 from ditto.host.traffic import measure, seconds
 from ditto.sim.golden_board import GoldenBoard
 
-__all__ = ["Proof", "build_of", "image_traffic", "page", "proof_of"]
+__all__ = ["Proof", "build_of", "image_traffic", "page", "proofs_of"]
 
 
 class Proof(StrEnum):
-    """How far the default device of a board is proven."""
+    """A way in which a board is proven; none ran on hardware yet."""
 
     #: The gateware runs in simulation.
     SIMULATED = "simulated"
-    #: Also, a bitstream was placed and routed, and meets its clock.
+    #: The default device was placed and routed, and meets its clock.
     BUILT = "built"
-    #: Also, the synthesized netlist runs in simulation, through the pins.
+    #: The netlist of a smaller device runs in simulation, through the board's pins.
     NETLIST = "netlist-simulated"
-    #: Also, it ran on the board.
-    HARDWARE = "run on hardware"
 
 
 @cache
@@ -56,11 +54,14 @@ def build_of(name: str) -> dict[str, Any] | None:
     return build
 
 
-def proof_of(name: str) -> Proof:
-    """Return how far the default device of a board is proven."""
+def proofs_of(name: str) -> list[Proof]:
+    """Return how a board is proven."""
+    proofs = [Proof.SIMULATED]
+    if build_of(name) is not None:
+        proofs.append(Proof.BUILT)
     if BOARDS[name].is_simulated_as_netlist:
-        return Proof.NETLIST
-    return Proof.SIMULATED if build_of(name) is None else Proof.BUILT
+        proofs.append(Proof.NETLIST)
+    return proofs
 
 
 def page() -> str:
@@ -71,8 +72,9 @@ def page() -> str:
         "the builds in `fpga/builds.json`.",
         "No board has been run yet: nobody had one at hand. What is claimed of each is the last "
         "column. *Simulated*: the gateware runs in simulation. *Built*: the default device was "
-        "also placed and routed, and meets its clock by the tools' timing analysis. "
-        "*Netlist-simulated*: the synthesized netlist also runs in simulation, through the pins.",
+        "placed and routed, and meets its clock by the tools' timing analysis. "
+        "*Netlist-simulated*: the synthesized netlist of a smaller device runs in simulation, "
+        "through the board's pins.",
         _table(
             ("board", "name", "FPGA", "clock, MHz", "link, bit/s", "bridge", "default", "proven"),
             [_row(name, board) for name, board in BOARDS.items()],
@@ -139,7 +141,7 @@ def _row(name: str, board: Board) -> tuple[object, ...]:
         f"{board.baud:,}",
         board.bridge,
         f"{config.clusters} × {config.lanes} × {config.columns}",
-        proof_of(name),
+        ", ".join(proofs_of(name)),
     )
 
 

@@ -102,7 +102,7 @@ def _boards(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ditto.fpga.boards import BOARDS
-    from ditto.fpga.survey import page, proof_of
+    from ditto.fpga.survey import page, proofs_of
     from ditto.host import cli
     from ditto.host.output import OutputFile
 
@@ -114,7 +114,7 @@ def _boards(options: argparse.Namespace) -> int:
     table = Table(box=box.SIMPLE, pad_edge=False)
     for head in ("name", "board", "FPGA"):
         table.add_column(head)
-    for head in ("MHz", "bit/s", "array"):
+    for head in ("MHz", "Mbit/s", "array"):
         table.add_column(head, justify="right")
     table.add_column("proven")
     for name, board in BOARDS.items():
@@ -124,9 +124,9 @@ def _boards(options: argparse.Namespace) -> int:
             board.title,
             board.family.name,
             f"{board.frequency / 1e6:g}",
-            f"{board.baud:,}",
+            f"{board.baud / 1e6:g}",
             f"{config.clusters} x {config.lanes} x {config.columns}",
-            proof_of(name),
+            ", ".join(proofs_of(name)[-2:]),
         )
     cli._console().print(table)
     print("array: clusters x lanes x columns of the default device; none ran on hardware yet")
