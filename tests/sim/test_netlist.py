@@ -71,12 +71,14 @@ def inputs_of_layer(name: str, steps: int) -> tuple[Model, int, list[NDArray[np.
     return model, number, seen
 
 
-@pytest.mark.parametrize("board", BOARDS)
-def test_netlist(board: str) -> None:
-    config = BOARDS[board]
+@pytest.mark.parametrize("name", BOARDS)
+def test_netlist(name: str) -> None:
+    config = BOARDS[name]
     # Five cycles a bit, fewer than on the board: all of them are simulated.
-    text = netlist_verilog(board, config, baud=board_of(board).frequency // 5)
-    with Device(SimulatedBoard.from_verilog(text, is_netlist=True), timeout=600) as device:
+    text = netlist_verilog(name, config, baud=board_of(name).frequency // 5)
+    board = SimulatedBoard.from_verilog(text, is_netlist=True)
+    board.advance(4000)  # the reset at power-up
+    with Device(board, timeout=600) as device:
         assert device.config == config
         checks = list(selftest(device, rounds=1))
         assert [check for check in checks if not check.passed] == []
