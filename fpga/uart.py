@@ -36,6 +36,7 @@ LEAST_CYCLES = 4
 """Least clock cycles that a bit must last."""
 
 _QUEUE = 64
+_FLAGS = dict.fromkeys(["framing_error", "line_break", "overrun"], Out(1))
 
 
 def _check(frequency: int, baud: int) -> None:
@@ -152,9 +153,7 @@ class UartReceiver(wiring.Component):
             {
                 "rx": In(1),
                 "o": Out(stream.Signature(8)),
-                "framing_error": Out(1),
-                "line_break": Out(1),
-                "overrun": Out(1),
+                **_FLAGS,
             }
         )
 
@@ -286,9 +285,7 @@ class Uart(wiring.Component):
                 "tx": Out(1),
                 "o": Out(stream.Signature(8)),
                 "i": In(stream.Signature(8)),
-                "framing_error": Out(1),
-                "line_break": Out(1),
-                "overrun": Out(1),
+                **_FLAGS,
             }
         )
 
@@ -309,9 +306,7 @@ class Uart(wiring.Component):
             queue.r_en.eq(self.o.ready),
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
-            self.framing_error.eq(receiver.framing_error),
-            self.line_break.eq(receiver.line_break),
-            self.overrun.eq(receiver.overrun),
+            *(getattr(self, flag).eq(getattr(receiver, flag)) for flag in _FLAGS),
         ]
         return m
 
@@ -351,9 +346,7 @@ class SerialDevice(wiring.Component):
             {
                 "rx": In(1),
                 "tx": Out(1),
-                "framing_error": Out(1),
-                "line_break": Out(1),
-                "overrun": Out(1),
+                **_FLAGS,
             }
         )
 
@@ -367,8 +360,6 @@ class SerialDevice(wiring.Component):
         m.d.comb += [
             uart.rx.eq(self.rx),
             self.tx.eq(uart.tx),
-            self.framing_error.eq(uart.framing_error),
-            self.line_break.eq(uart.line_break),
-            self.overrun.eq(uart.overrun),
+            *(getattr(self, flag).eq(getattr(uart, flag)) for flag in _FLAGS),
         ]
         return m

@@ -313,6 +313,6 @@ demo = Config(
     item_depth=8192,
     positions=256,
     channels=64,
-    layers=48,
+    layers=56,
 )
 """The device of the demo: fits the block memory of an ECP5-85F."""

@@ -72,6 +72,10 @@ def advice(facts: Facts) -> list[str]:
     return result
 
 
+def _layers(found: Sequence[Any]) -> str:
+    return f"{len(found)} layer{'' if len(found) == 1 else 's'}"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -108,10 +112,10 @@ def _modes(runs: Sequence[Facts]) -> list[str]:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         bits = run["means"]["bit_operations"]
         result.append(
-            f"{run['sampler']}: {len(others)} layers with "
-            f"{_percent(sum(entry['share'] for entry in others))} of the multiplications take less "
-            f"in another mode: {names}{more}. The best mode for each layer brings the whole from "
-            f"{_percent(bits['temporal'])} to {_percent(bits['best'])}."
+            f"{run['sampler']}: {_layers(others)} with "
+            f"{_percent(sum(entry['share'] for entry in others))} of the multiplications would "
+            f"cost less in another mode: {names}{more}. The best mode for each layer brings the "
+            f"whole from {_percent(bits['temporal'])} to {_percent(bits['best'])}."
         )
     return result
 
@@ -150,8 +154,8 @@ def _late_steps(run: Facts) -> list[str]:
     if last < 1.3 * mean:
         return []
     return [
-        f"{run['sampler']}: the last {count} steps take {last / mean:.1f} times the mean. Judge by "
-        "whole runs, never by a few steps in the middle."
+        f"{run['sampler']}: the last tenth of the steps takes {last / mean:.1f} times the mean. "
+        "Judge by whole runs, never by a few steps in the middle."
     ]
 
 
@@ -170,19 +174,22 @@ def _rest(facts: Facts, run: Facts) -> list[str]:
     result = []
     fixed = [entry for entry in run["layers"] if not entry["counted"]]
     if fixed:
+        names = ", ".join(entry["name"] for entry in fixed[:3])
         result.append(
-            f"{len(fixed)} layers ({', '.join(entry['name'] for entry in fixed[:3])}, …) do not "
-            "depend on the sample: tabulate them for each timestep. The means leave them out."
+            f"Independent of the sample: {_layers(fixed)} "
+            f"({names}{', …' if len(fixed) > 3 else ''}). "
+            "Compute them once for each timestep. The means leave them out."
         )
     if facts["in_float"]:
         names = list(facts["in_float"])
         result.append(
-            f"{len(names)} layers are not quantized and gain nothing: {', '.join(names[:5])}."
+            f"Not quantized, so nothing is gained: {_layers(names)}: {', '.join(names[:5])}"
+            f"{', …' if len(names) > 5 else ''}."
         )
     if facts["on_host"]:
         names = [f"{name} ({why})" for name, why in facts["on_host"].items()]
         result.append(
-            f"{len(names)} layers stay on the host for now, so their cycles are not counted: "
+            f"On the host, so their cycles are not counted: {_layers(names)}: "
             f"{'; '.join(names[:3])}{'; …' if len(names) > 3 else ''}."
         )
     return result

@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.host import quality
 from ditto.host.costs import LayerCosts
-from ditto.host.model import Model, ModelError
+from ditto.host.model import Linear, Model, ModelError
 from ditto.host.program import PlacementError, Program, suggest
 from ditto.host.samplers import Sampler, Schedule, inputs_of, sampler_of
-from ditto.host.trace import Step, Traced, draw_batch, evaluator_of
+from ditto.host.trace import Step, Traced, draw_batch, predictor
 
-__all__ = ["CLASSES", "KINDS", "Analysis", "Setting", "analyze", "neighbour"]
+__all__ = ["CLASSES", "KINDS", "WIDTHS", "Analysis", "Setting", "analyze", "neighbour"]
 
 KINDS = ("activation", "temporal", "spatial")
 """What is counted of a tensor: itself, its change since the step before, and along a row."""
 
 CLASSES = ("zero", "narrow", "wide", "over")
 """Zero; -8..7; -128..127; beyond 8 bits."""
+
+WIDTHS = 10
+"""Values are counted by the bits that they need: 0 for zero, 1 for -1, 2 for -2..1, up to 9."""
 
 _BITS = np.array([0.0, 0.5, 1.0, 1.5])
 """Bit operations of a value of each class with an 8-bit weight, against 8 x 8 bits."""
@@ -47,8 +50,8 @@ class Setting(NamedTuple):
     steps: int
     eta: float = 0.0
     tau: int = 0
-    #: One of :data:`ditto.host.samplers.SAMPLERS`.
-    kind: str = "ddim"
+    #: One of :data:`ditto.host.samplers.SAMPLERS`, or a scheduler of diffusers.
+    kind: Any = "ddim"
 
     def make(self, schedule: Schedule) -> Sampler:
         """Make the sampler."""
@@ -101,10 +104,13 @@ class _Statistics:
 
     def __init__(self, traced: Traced, costs: Mapping[str, LayerCosts], steps: int) -> None:
         tensors, self._traced = len(traced.tensors), traced
-        self.classes = np.zeros((tensors, len(KINDS), steps, len(CLASSES)), np.int64)
+        self.widths = np.zeros((tensors, len(KINDS), steps, WIDTHS), np.int64)
         self.ranges = np.zeros((tensors, len(KINDS), steps, 2), np.int64)
         self.histograms = np.zeros((tensors, len(KINDS), 2 * _REACH), np.int64)
-        self.cosines = np.zeros((tensors, steps))
+        #: Sums of the cosines between neighbours: of steps, and along a row.
+        self.cosines = np.zeros((tensors, 2, steps))
+        #: Steps that nothing is kept for.
+        self.dense = np.zeros(steps, bool)
         self.cycles = np.zeros((len(traced.products), len(_MODES), steps), np.int64)
         self._axes = _axes(traced)
         self._costs = costs
@@ -112,20 +118,29 @@ class _Statistics:
         for index, reader in enumerate(traced.products):
             if reader.name in costs:
                 self._readers.setdefault(reader.operands[0], []).append(index)
-        bounds = np.arange(-_REACH, _REACH)
-        narrow, eight = (bounds >= -8) & (bounds <= 7), (bounds >= -128) & (bounds <= 127)
-        self._class = np.select([bounds == 0, narrow, eight], [0, 1, 2], 3)
+        values = np.arange(-_REACH, _REACH)
+        bits = np.ceil(np.log2(np.maximum(np.where(values < 0, -values, values + 1), 1))) + 1
+        self._width = np.where(values == 0, 0, bits).astype(int)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Counts by class, of shape (tensors, kinds, steps, classes)."""
+        return np.add.reduceat(self.widths, [0, 1, 5, 9], axis=-1)
 
     def add(self, step: Step) -> None:
         """Count a step of some samples."""
+        self.dense[step.step] = step.before is None
         for index, tensor in enumerate(self._traced.tensors):
-            zero = np.int16(tensor.zero_point)
+            zero, axis = np.int16(tensor.zero_point), self._axes[index]
             now = step.values[index].astype(np.int16) - zero
-            kinds = [now, None, neighbour(now, self._axes[index])]
+            kinds = [now, None, neighbour(now, axis)]
             if step.before is not None:
                 before = step.before[index].astype(np.int16) - zero
                 kinds[1] = now - before
-                self.cosines[index, step.step] += _cosines(now, before).sum()
+                self.cosines[index, 0, step.step] += _cosines(now, before).sum()
+            if axis is not None:
+                rows = np.moveaxis(now, axis, 1)
+                self.cosines[index, 1, step.step] += _cosines(rows[:, 1:], rows[:, :-1]).sum()
             for kind, values in enumerate(kinds):
                 if values is not None:
                     self._count(index, kind, step.step, values)
@@ -133,16 +148,15 @@ class _Statistics:
                 costs = self._costs[self._traced.products[reader].name]
                 given = np.concatenate([values for values in kinds if values is not None])
                 cycles = costs.cycles(given).reshape(-1, len(now)).sum(axis=1)
-                if step.before is None:  # the first step of a run is dense
+                if step.before is None:  # nothing is kept: this step is dense
                     cycles = cycles[[0, 0, 1]]
                 self.cycles[reader, :, step.step] += cycles
 
     def _count(self, index: int, kind: int, step: int, values: NDArray[np.int16]) -> None:
         counts = np.bincount((values.ravel() + np.int16(_REACH)), minlength=2 * _REACH)
         self.histograms[index, kind] += counts
-        self.classes[index, kind, step] += np.bincount(
-            self._class, counts, minlength=len(CLASSES)
-        ).astype(np.int64)
+        widths = np.bincount(self._width, counts, minlength=WIDTHS)[:WIDTHS]
+        self.widths[index, kind, step] += widths.astype(np.int64)
         present = np.flatnonzero(counts) - _REACH
         low, high = self.ranges[index, kind, step]
         self.ranges[index, kind, step] = min(low, present[0]), max(high, present[-1])
@@ -180,6 +194,8 @@ def analyze(
     seed: int = 0,
     name: str = "model",
     exact: onnx.ModelProto | None = None,
+    extra: Mapping[str, NDArray[Any]] | None = None,
+    features: onnx.ModelProto | None = None,
     onnxruntime: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
@@ -202,6 +218,11 @@ def analyze(
         How messages call the model.
     exact
         The float model, to compare images with.
+    extra
+        Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
+    features
+        A network from images to features, for the Fréchet distance; by default
+        :func:`ditto.host.quality.features`.
     onnxruntime
         Whether to evaluate by onnxruntime; by default where it is installed.
     on_progress
@@ -214,13 +235,17 @@ def analyze(
     """
     model = Model(proto, name)
     schedule = Schedule.from_metadata(model.metadata)
-    traced = Traced(proto, model, onnxruntime=onnxruntime)
+    traced = Traced(proto, model, extra=extra, onnxruntime=onnxruntime)
     costs, device = _costs(model, traced, config)
     size = 2 * sum(math.prod(tensor.shape) for tensor in traced.tensors)
     batch = max(1, min(samples, 16, _BUDGET // size)) if traced.batch is None else 1
     chunks = [range(i, min(i + batch, samples)) for i in range(0, samples, batch)]
     plain = list(dict.fromkeys(setting._replace(tau=0) for setting in settings))
-    total = sum(s.steps for s in settings) + sum(s.steps for s in plain) * (exact is not None)
+    # Schedulers of second order look at the model twice in a step.
+    lengths = {setting: len(setting.make(schedule).timesteps) for setting in settings}
+    total = sum(lengths.values())
+    if exact is not None:
+        total += sum(len(setting.make(schedule).timesteps) for setting in plain)
     done = 0
 
     def advance(count: int, what: str) -> None:
@@ -232,14 +257,14 @@ def analyze(
     result = Analysis({})
     if exact is not None:
         predict = _exact(exact, model, onnxruntime)
-        shape, make = inputs_of(model)
+        shape, make = inputs_of(model, extra)
         for setting in plain:
             what = f"float, {setting.sampler}"
 
             def counted(
                 feed: dict[str, NDArray[Any]], timestep: int, what: str = what
             ) -> NDArray[np.float32]:
-                noise = predict(feed)
+                noise = predict(feed, timestep)
                 advance(len(noise), what)
                 return noise
 
@@ -255,7 +280,7 @@ def analyze(
     runs = []
     for setting in settings:
         begun = time.monotonic()
-        statistics = _Statistics(traced, costs, setting.steps)
+        statistics = _Statistics(traced, costs, lengths[setting])
         what = setting.sampler + (f", tau {setting.tau}" if setting.tau else "")
 
         def on_step(step: Step, statistics: _Statistics = statistics, what: str = what) -> None:
@@ -278,8 +303,10 @@ def analyze(
         run = _run(setting, sampler.timesteps, statistics, traced, samples, set(costs), config)
         run["seconds"] = round(time.monotonic() - begun, 3)
         runs.append(run)
+    net = quality.features if features is None else _features(features, onnxruntime)
+    count = net(next(iter(result.images.values()))[:1]).shape[1]
     for setting, run in zip(settings, runs, strict=True):
-        run["quality"] = _quality(result, setting)
+        run["quality"] = _quality(result, setting, net)
 
     result.facts = {
         "model": name,
@@ -287,13 +314,25 @@ def analyze(
         "scales": model.metadata.get("ditto.scales", "not said in the file"),
         "samples": samples,
         "seed": seed,
+        "frechet": {
+            "features": count,
+            "net": "random" if features is None else "given",
+            "images_needed": quality.enough(count),
+        },
         "evaluated_by": type(traced.evaluator).__name__.strip("_").lower(),
         "device": {"stands_for": device, "configuration": asdict(config)},
         "in_float": traced.in_float,
         "on_host": {k: v for k, v in model.on_host.items() if k not in traced.in_float},
+        "windows": list(traced.windows.first),
         "tensors": [
-            {"name": t.name, "scale": t.scale, "zero_point": t.zero_point, "shape": list(t.shape)}
-            for t in traced.tensors
+            {
+                "name": t.name,
+                "scale": t.scale,
+                "scales_by_window": traced.scales(i),
+                "zero_point": t.zero_point,
+                "shape": list(t.shape),
+            }
+            for i, t in enumerate(traced.tensors)
         ],
         "runs": runs,
     }
@@ -302,7 +341,7 @@ def analyze(
 
 def _exact(
     proto: onnx.ModelProto, model: Model, onnxruntime: bool | None
-) -> Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]:
+) -> Callable[[Mapping[str, NDArray[Any]], int], NDArray[np.float32]]:
     """Return the float model as a function, after a check that it has the same inputs."""
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = {value.name for value in proto.graph.input} - constants
@@ -311,22 +350,15 @@ def _exact(
             f"the float model takes the inputs {', '.join(sorted(inputs))}, but {model.name} takes "
             f"{', '.join(sorted(model.inputs))}"
         )
-    evaluator = evaluator_of(proto, onnxruntime=onnxruntime)
-
-    def predict(feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        try:
-            return evaluator.run(feed)[0]
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"the float model cannot be evaluated: {reason}") from error
-
-    return predict
+    return predictor(proto, "the float model", onnxruntime=onnxruntime)
 
 
 def _costs(model: Model, traced: Traced, config: Config) -> tuple[dict[str, LayerCosts], str]:
     """Place the layers on a device; return their costs, and what device that is."""
     operand = {reader.name: reader.operands[0] for reader in traced.products}
-    layers = [layer for layer in model.layers if layer.name in operand]
+    layers = [
+        layer for layer in model.layers if isinstance(layer, Linear) and layer.name in operand
+    ]
     shapes = [traced.tensors[operand[layer.name]].shape for layer in layers]
     try:
         program, device = Program(layers, shapes, config), "the device as configured"
@@ -357,7 +389,22 @@ def _apart(layers: Sequence[Any], shapes: Sequence[Any], config: Config) -> dict
     return result
 
 
-def _quality(result: Analysis, setting: Setting) -> dict[str, Any]:
+def _features(proto: onnx.ModelProto, onnxruntime: bool | None) -> quality.Features:
+    """Return a network as a function from images to features."""
+    predict = predictor(proto, "the feature network", onnxruntime=onnxruntime)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    names = [value.name for value in proto.graph.input if value.name not in constants]
+    if len(names) != 1:
+        raise ModelError(f"the feature network must have one input, not {', '.join(names)}")
+
+    def net(images: NDArray[np.float32]) -> NDArray[np.float64]:
+        parts = [predict({names[0]: images[i : i + 16]}) for i in range(0, len(images), 16)]
+        return np.concatenate(parts).reshape(len(images), -1).astype(np.float64)
+
+    return net
+
+
+def _quality(result: Analysis, setting: Setting, net: quality.Features) -> dict[str, Any]:
     """Compare a setting's images with those of the float model and those without threshold."""
     images, plain = result.images[setting], setting._replace(tau=0)
     compared = {}
@@ -365,21 +412,26 @@ def _quality(result: Analysis, setting: Setting) -> dict[str, Any]:
         compared["float"] = result.exact[plain]
     if setting.tau and plain in result.images:
         compared["lossless"] = result.images[plain]
-    return {against: _compare(images, other) for against, other in compared.items()}
+    return {against: _compare(images, other, net) for against, other in compared.items()}
 
 
-def _compare(images: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, Any]:
-    ratios = quality.psnr(images, other)
+def _compare(
+    images: NDArray[np.float32], other: NDArray[np.float32], net: quality.Features
+) -> dict[str, Any]:
+    # Pixels are -1..1; of latents, the largest difference that occurs among them counts.
+    peak = 2.0 if other.shape[1] in (1, 3) else float(np.ptp(other)) or 1.0
+    ratios = quality.psnr(images, other, peak)
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None  # equal images; JSON has no infinity
 
     return {
-        "psnr": finite(quality.decibels(ratios)),
+        "peak": peak,
+        "psnr": finite(quality.decibels(ratios, peak)),
         "psnr_median": finite(float(np.median(ratios))),
         "psnr_worst": finite(float(ratios.min())),
-        "ssim": float(quality.ssim(images, other).mean()),
-        "frechet": quality.frechet(images, other),
+        "ssim": float(quality.ssim(images, other, peak).mean()),
+        "frechet": quality.frechet(images, other, net),
     }
 
 
@@ -407,18 +459,23 @@ def _run(
     # The second operand of a product of two activations counts as much as the first.
     shares = _shares(statistics.classes)
     classes = np.stack([shares[own].mean(axis=0) for own in operands])
-    bits = _bit_operations(shares @ _BITS, operands)
+    widths = _shares(statistics.widths)
+    widths = np.stack([widths[own].mean(axis=0) for own in operands])
+    dense = statistics.dense
+    bits = _bit_operations(shares @ _BITS, operands, dense)
     cosines = np.stack([statistics.cosines[own].mean(axis=0) for own in operands]) / samples
     macs = np.array([reader.macs for reader in products], float)
     counted = np.array([reader.depends for reader in products])
     if not counted.any():
         counted[:] = True
     weights = np.where(counted, macs, 0) / macs[counted].sum()
-    later = slice(1, None) if setting.steps > 1 else slice(None)
-    every = {kind: later if kind == "temporal" else slice(None) for kind in KINDS}
+    # Steps that have one before them; without any, temporal figures are those of dense steps.
+    later = ~dense if not dense.all() else np.ones_like(dense)
+    every = {kind: later if kind == "temporal" else np.ones_like(dense) for kind in KINDS}
     mean_bits = bits[:, :, later].mean(axis=2)
     best = mean_bits.argmin(axis=1)
-    run_bits = (bits[:, 0, 0] + mean_bits.min(axis=1) * (setting.steps - 1)) / setting.steps
+    whole = bits[:, 0] * dense + bits[np.arange(len(products)), best] * ~dense
+    run_bits = whole.mean(axis=1)
 
     layers = []
     for i, reader in enumerate(products):
@@ -434,7 +491,10 @@ def _run(
             "share": float(weights[i]),
             "counted": bool(counted[i]),
             "tensors": operands[i],
-            "cosine": float(cosines[i, later].mean()),
+            "cosine": {
+                "temporal": float(cosines[i, 0, later].mean()),
+                "spatial": float(cosines[i, 1].mean()),
+            },
             "bit_operations": _named(mean_bits[i], KINDS),
             "best": KINDS[best[i]],
             "cycles": _cycles(cycles) if reader.name in placed else None,
@@ -449,11 +509,17 @@ def _run(
             }
             by_step[kind] = {
                 name: classes[i, k, :, c].round(5).tolist() for c, name in enumerate(CLASSES)
-            } | {"min": low[k].tolist(), "max": high[k].tolist()}
+            } | {
+                "min": low[k].tolist(),
+                "max": high[k].tolist(),
+                "widths": widths[i, k].round(5).tolist(),
+            }
         by_step["bit_operations"] = {
             kind: bits[i, k].round(5).tolist() for k, kind in enumerate(KINDS)
         }
-        by_step["cosine"] = cosines[i].round(6).tolist()
+        by_step["cosine"] = {
+            kind: cosines[i, k].round(6).tolist() for k, kind in enumerate(KINDS[1:])
+        }
         if reader.name in placed:
             by_step["cycles"] = {mode: cycles[m].round(1).tolist() for m, mode in enumerate(_MODES)}
         layers.append(entry | {"by_step": by_step})
@@ -465,7 +531,10 @@ def _run(
         kind: _named(mean(classes[:, k, every[kind]].mean(axis=1)), CLASSES)
         for k, kind in enumerate(KINDS)
     }
-    means["cosine"] = float(mean(cosines[:, later].mean(axis=1)))
+    means["cosine"] = {
+        "temporal": float(mean(cosines[:, 0][:, later].mean(axis=1))),
+        "spatial": float(mean(cosines[:, 1].mean(axis=1))),
+    }
     means["bit_operations"] = _named(mean(mean_bits), KINDS) | {
         "best": float(mean(mean_bits.min(axis=1))),
         "whole_run": float(mean(run_bits)),
@@ -476,13 +545,15 @@ def _run(
         | {kind: _named(mean(classes[:, k, step]), CLASSES) for k, kind in enumerate(KINDS)}
         | {
             "bit_operations": _named(mean(bits[:, :, step]), KINDS),
-            "cosine": float(mean(cosines[:, step])),
+            "cosine": _named(mean(cosines[:, :, step]), KINDS[1:]),
+            "dense": bool(dense[step]),
             "cycles": _named(cycles[:, step], _MODES),
         }
         for step, timestep in enumerate(timesteps)
     ]
     return {
         **setting._asdict(),
+        "kind": setting.kind if isinstance(setting.kind, str) else type(setting.kind).__name__,
         "sampler": setting.sampler,
         "means": means,
         "cycles": _total_cycles(statistics.cycles, products, placed, samples),
@@ -494,16 +565,16 @@ def _run(
 
 
 def _bit_operations(
-    bits: NDArray[np.float64], operands: Sequence[Sequence[int]]
+    bits: NDArray[np.float64], operands: Sequence[Sequence[int]], dense: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Return the bit operations of products from those of tensors, both (…, kinds, steps).
 
     As activations, a product of two of them is one run, over the operand that takes less. Its two
-    differences are two runs, each through the whole product. The first step of a run is dense.
+    differences are two runs, each through the whole product. Steps without one before are dense.
     """
     result = np.stack([bits[own].min(axis=0) for own in map(list, operands)])
     result[:, 1] = [bits[list(own), 1].sum(axis=0) for own in operands]
-    result[:, 1, 0] = result[:, 0, 0]
+    result[:, 1, dense] = result[:, 0, dense]
     return result
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -11,13 +12,15 @@ from ditto.hdl.config import Config
 from ditto.hdl.protocol import Mode
 from ditto.host.device import word_bytes
 from ditto.host.executor import LayerRun
+from ditto.host.layers import Product
+from ditto.host.lowering import windows
 from ditto.host.model import Model
-from ditto.host.program import Band, Placement, PlacementError, Program, suggest
+from ditto.host.program import Band, Part, Placement, PlacementError, Program, suggest
 from ditto.host.report import Total, describe
 from ditto.host.samplers import Sampler
 from ditto.host.session import OnStep, draw
 from ditto.sim.cycles import schedule
-from ditto.sim.golden import Golden, shares, taps
+from ditto.sim.golden import Golden, shares
 
 __all__ = ["BOUNDS", "baseline", "compare_builds", "fitting", "ideal", "macs", "measure"]
 
@@ -89,9 +92,11 @@ def baseline(config: Config) -> Config | None:
 
 def macs(placement: Placement) -> int:
     """Return the multiply-accumulates of a layer, without those of zeros around the image."""
-    layer = placement.lowered.layer
-    inside = sum(int((taps(band.entry) >= 0).sum()) for band in placement.bands)
-    return inside * layer.channels * layer.outputs
+    layer = placement.layer
+    if isinstance(layer, Product):
+        return prod(layer.sizes(placement.shape))
+    inside = int((windows(layer, placement.shape) >= 0).sum())
+    return inside * layer.channels // layer.groups * layer.outputs
 
 
 def ideal(config: Config) -> dict[str, float]:
@@ -187,8 +192,13 @@ def _layer(
         "kind": kind,
         "sizes": sizes,
         "macs": macs(placement) * count,
-        "link_bytes_in": total.counters.zero + total.counters.narrow + total.counters.wide,
-        "link_bytes_out": sum(_read_bytes(placement, band, config) for band in placement.bands)
+        "link_bytes_in": total.counters.zero
+        + total.counters.narrow
+        + total.counters.wide
+        + sum(run.weight_bytes for run in runs),
+        "link_bytes_out": sum(
+            _read_bytes(part, band, config) for part in placement.parts for band in part.bands
+        )
         * count,
         "shares": _shares(placement, total, config),
     }
@@ -247,12 +257,12 @@ def _shares(placement: Placement, total: Total, config: Config) -> dict[str, flo
     }
 
 
-def _read_bytes(placement: Placement, band: Band, config: Config) -> int:
+def _read_bytes(part: Part, band: Band, config: Config) -> int:
     """Return the bytes of accumulators that the host reads after a run of a band."""
-    most = max(len(part.positions) for part in shares(band.entry, config.clusters))
-    columns = min(placement.lowered.layer.outputs, config.columns)
+    most = max(len(share.positions) for share in shares(band.entry, config.clusters))
+    columns = min(part.lowered.layer.outputs, config.columns)
     word = word_bytes(columns, config.accumulator_bits)
-    return config.clusters * placement.tiles * most * word
+    return config.clusters * part.tiles * most * word
 
 
 def _speedups(

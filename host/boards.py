@@ -111,18 +111,12 @@ def check_board(board: str, port: str | None) -> None:
     if board in BOARDS:
         if port is not None:
             raise BoardError(f"the board {board} is on this computer and has no port")
-    elif port is None:
-        if board == SERIAL or board in _rates():
-            raise BoardError(f"the board {board} needs a port: --port PORT")
-        raise BoardError(f"there is no board {board!r}; choose from {', '.join(_names())}")
-    elif board != SERIAL and board not in _rates():
-        raise BoardError(
-            f"there is no board {board!r}; choose from {', '.join(_rates() | {SERIAL: 0})}"
-        )
-
-
-def _names() -> list[str]:
-    return [*BOARDS, SERIAL, *_rates()]
+        return
+    names = [*BOARDS, SERIAL, *_rates()]
+    if board not in names:
+        raise BoardError(f"there is no board {board!r}; choose from {', '.join(names)}")
+    if port is None:
+        raise BoardError(f"the board {board} needs a port: --port PORT")
 
 
 def _rates() -> dict[str, int]:

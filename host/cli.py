@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -172,6 +173,14 @@ def _add_quantize(verbs: Any, common: argparse.ArgumentParser) -> None:
         default="max",
         help="where a scale ends: the largest magnitude, or the 99.9th percentile (default: max)",
     )
+    add(
+        "--windows",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="parts of the trajectory with activation scales of their own (default: 1)",
+    )
+    _add_inputs(parser)
 
 
 def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -190,6 +199,12 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write the same figures as JSON")
     add("--csv", type=Path, metavar="FILE", help="write a row for each run, layer and step")
     add("--float", type=Path, metavar="ONNX", help="float model to compare the images with")
+    add(
+        "--features",
+        type=Path,
+        metavar="ONNX",
+        help="network from images to features, for the Fréchet distance (default: random filters)",
+    )
     add(
         "--steps",
         type=_list(_positive),
@@ -222,7 +237,18 @@ def _add_analyze(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     add("--samples", type=_positive, default=16, metavar="N", help="images (default: 16)")
     add("--seed", type=_natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    _add_inputs(parser)
     _add_config(parser)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="NPZ",
+        help="one array for each input of the model beyond sample, timestep and label, without the "
+        "batch, such as encoder_hidden_states",
+    )
 
 
 def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -258,6 +284,20 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="N",
         help="leave differences of at most N in the residual; 0 is exact (default: 0)",
     )
+    add(
+        "--inputs",
+        type=Path,
+        metavar="NPZ",
+        help="one array for each input of the model besides sample, timestep and label, such as an "
+        "encoded text; with --guidance in a batch of two, the first without condition",
+    )
+    add(
+        "--guidance",
+        type=_number(float, math.isfinite, "a number"),
+        metavar="SCALE",
+        help="evaluate the model without condition, too, and go this far along the difference",
+    )
+    add("--null-label", type=_natural, metavar="N", help="label that stands for no condition")
     add(
         "--check",
         action="store_true",
@@ -338,6 +378,21 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         default="ddim",
         help="how a step goes on from the model's prediction (default: ddim)",
     )
+    parser.add_argument(
+        "--scheduler",
+        type=Path,
+        metavar="DIR",
+        help="a scheduler of diffusers in its place: a pipeline's folder, or the scheduler's",
+    )
+
+
+def _sampler(options: argparse.Namespace) -> Any:
+    """Return the name of the sampler, or the scheduler that takes its place."""
+    if options.scheduler is None:
+        return options.sampler
+    from ditto.host.schedulers import load_scheduler
+
+    return load_scheduler(options.scheduler)
 
 
 def _add_generate(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -391,7 +446,8 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
         default="sim",
         metavar="NAME",
         help="sim: the hardware, compiled and clocked on this computer (default); golden: the "
-        "golden model in its place, without a compiler; others are real and need a port",
+        "golden model in its place, without a compiler; those of ditto boards, and serial for any "
+        "other one with a device at a serial port, need a port",
     )
     parser.add_argument(
         "--port",
@@ -501,7 +557,7 @@ def _bar(console: "Console", quiet: bool) -> Iterator[Callable[[int, int, str], 
     from rich.progress import Progress
 
     with Progress(console=console) as progress:
-        task = progress.add_task("")
+        task = progress.add_task("reading", total=None)
         yield lambda done, total, what: progress.update(
             task, completed=done, total=total, description=what
         )
@@ -511,23 +567,32 @@ def _quantize(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ditto.host.output import OutputFile
-    from ditto.host.quantize import METHODS, draw_calibration, load_calibration, quantize
+    from ditto.host.quantize import draw_calibration, load_calibration, quantize, require
+    from ditto.host.samplers import load_inputs
 
+    require()  # before trajectories are drawn for it
+    if options.calibration and options.inputs:
+        raise UsageError("--calibration holds all inputs of the model; --inputs goes without it")
     # The bar goes to standard error: onnxruntime prints to the other one, which is closed to it.
     with OutputFile(options.output) as output, _bar(Console(stderr=True), options.quiet) as bar:
         if options.calibration is None:
-            data = draw_calibration(options.model, lambda a, b: bar(a, b, "trajectories"))
+            extra = load_inputs(options.inputs) if options.inputs else None
+            data = draw_calibration(
+                options.model, lambda a, b: bar(a, b, "trajectories"), extra=extra
+            )
         else:
             data = load_calibration(options.calibration)
         result = quantize(
             options.model,
             data,
             method=options.method,
+            windows=options.windows,
             on_feed=lambda a, b: bar(a, b, "calibrating"),
         )
         output.write(result.SerializeToString())
     count = len(next(iter(data.values())))
-    print(f"scales: {METHODS[options.method]} over {count} samples")
+    rule = {entry.key: entry.value for entry in result.metadata_props}["ditto.scales"]
+    print(f"scales: {rule}; over {count} samples")
     print(f"wrote {options.output}")
     return 0
 
@@ -539,30 +604,31 @@ def _analyze(options: argparse.Namespace) -> int:
     from ditto.host.analysis import Setting, analyze
     from ditto.host.model import read
     from ditto.host.output import OutputFile
-    from ditto.host.samplers import Schedule
+    from ditto.host.samplers import Schedule, load_inputs
     from ditto.host.table import write_csv
 
     given = [path for path in (options.output, options.json, options.csv) if path is not None]
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("report, JSON and CSV cannot be the same file")
     path = options.model or _demo_model()
-    proto = read(path)
-    schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
-    _check_steps(max(options.steps), schedule.train_steps)
-    given_by = product(options.steps, options.eta, options.tau, [options.sampler])
-    settings = [Setting(*values) for values in given_by]
     console = _console()
     with ExitStack() as stack:
-        outputs = [stack.enter_context(OutputFile(path)) for path in given]
         with _bar(console, options.quiet) as bar:
+            proto = read(path)
+            schedule = Schedule.from_metadata({p.key: p.value for p in proto.metadata_props})
+            _check_steps(max(options.steps), schedule.train_steps)
+            given_by = product(options.steps, options.eta, options.tau, [_sampler(options)])
+            outputs = [stack.enter_context(OutputFile(path)) for path in given]
             result = analyze(
                 proto,
-                settings,
+                [Setting(*values) for values in given_by],
                 config=config,
                 samples=options.samples,
                 seed=options.seed,
                 name=str(path),
                 exact=None if options.float is None else read(options.float),
+                extra=load_inputs(options.inputs) if options.inputs else None,
+                features=None if options.features is None else read(options.features),
                 on_progress=bar,
             )
         facts = result.facts
@@ -821,30 +887,38 @@ def _denoise(options: argparse.Namespace) -> int:
 
     from ditto.host import png
     from ditto.host.boards import check_board
+    from ditto.host.conditioning import Conditioning
     from ditto.host.defo import costs_of, policy_of
     from ditto.host.model import Model, ModelError
     from ditto.host.output import OutputFile
     from ditto.host.program import Program
     from ditto.host.report import report
-    from ditto.host.samplers import Schedule, inputs_of, sampler_of
+    from ditto.host.samplers import Schedule, load_inputs, sampler_of
     from ditto.host.session import draw, foresee
 
     if options.policy == "oracle" and options.tau:
         raise UsageError("--policy oracle foresees exact samples only, not those with --tau")
+    if options.policy == "oracle" and options.guidance is not None:
+        raise UsageError("--policy oracle foresees one evaluation in a step, not --guidance")
     check_board(options.board, options.port)
     given = [path for path in (options.output, options.json, options.monitor) if path is not None]
     if len({path.absolute() for path in given}) < len(given):
         raise UsageError("image, JSON file and monitor's lines cannot be the same file")
     path = options.model or _demo_model()
     model = Model.load(path)
-    shape, _ = inputs_of(model)
+    inputs = None if options.inputs is None else load_inputs(options.inputs)
+    conditioning = Conditioning(
+        model, inputs, guidance=options.guidance, null_label=options.null_label
+    )
+    shape = conditioning.shape
     if shape[1] != 1:
         raise ModelError(
             f"{path} makes images of {shape[1]} channels; only grayscale can be written"
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
-    sampler = sampler_of(options.sampler, schedule, steps=options.steps, eta=options.eta)
+    sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
+    shapes = model.shapes(conditioning.inputs(0, np.zeros(shape, np.float32), 0, 0))
     jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
     if options.port and jobs > 1:
         raise UsageError(f"--jobs {jobs} boards at one --port; a port has one board")
@@ -857,9 +931,13 @@ def _denoise(options: argparse.Namespace) -> int:
         if device is not None:
             config = device.config
             stack.callback(device.close)
-        program = Program(model.layers, model.shapes(), config)
+        program = Program(model.layers, shapes, config, states=conditioning.states)
         if options.policy == "oracle":
-            policy = foresee(model, program, sampler, seed=options.seed, memory=memory)
+            if len(model.windows) > 1:
+                raise UsageError("--policy oracle foresees models without step windows only")
+            policy = foresee(
+                model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
+            )
         else:
             policy = policy_of(options.policy, costs_of(program, memory))
         checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
@@ -880,6 +958,7 @@ def _denoise(options: argparse.Namespace) -> int:
             check=options.check,
             jobs=jobs,
             tau=options.tau,
+            conditioning=conditioning,
             policy=policy,
             memory=memory,
             on_step=cli_policy.monitored(stack, options, program, on_step),
@@ -889,6 +968,7 @@ def _denoise(options: argparse.Namespace) -> int:
             drawing,
             program,
             sampler.timesteps,
+            on_host=model.on_host,
             model=str(path),
             board=options.board,
             policy=options.policy,
@@ -897,6 +977,7 @@ def _denoise(options: argparse.Namespace) -> int:
             seed=options.seed,
             eta=options.eta,
             tau=options.tau,
+            guidance=options.guidance,
             checked=options.check,
         )
         pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
@@ -994,6 +1075,11 @@ def _table(console: "Console", facts: dict[str, Any]) -> None:
         f"not used: {lost['columns']} columns without a channel, {lost['row']} lanes at a row's "
         f"end, {lost['item']} gaps, {lost['cluster']} clusters that are done"
     )
+    host = facts["host"]
+    first = [f"{name} {100 * share:.1f} %" for name, share in list(host["operators"].items())[:4]]
+    print(f"host: {100 * host['share']:.1f} % of the time in its own operators: {', '.join(first)}")
+    for name, reason in host["layers"].items():
+        print(f"on the host: {name} ({reason})")
     total, count = facts["total"], facts["steps_run"]
     runs = sum(total["modes"].values())
     modes = ", ".join(f"{100 * n / runs:.1f} % {mode}" for mode, n in total["modes"].items())

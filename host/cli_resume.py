@@ -42,9 +42,21 @@ def checkpoint_of(options: argparse.Namespace, config: Config, model: Path) -> "
     """
     from ditto.host.resume import Checkpoint
 
-    given: dict[str, Any] = {name: v for name, v in vars(options).items() if name not in _FREE}
-    identity = {f"--{name.replace('_', '-')}": str(value) for name, value in given.items()}
-    identity["the model's hash"] = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+    identity = {
+        f"--{name.replace('_', '-')}": _told(value)
+        for name, value in vars(options).items()
+        if name not in _FREE
+    }
+    identity["the model's hash"] = _hash(model)
     identity["the device's configuration"] = config.digest.hex()
     path = options.output.with_name(f"{options.output.name}.state")
     return Checkpoint(path, identity, resume=options.resume)
+
+
+def _told(value: Any) -> str:
+    """Return what tells an option's value from others: of a file, a hash of its contents."""
+    return _hash(value) if isinstance(value, Path) and value.is_file() else str(value)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
+from ditto.host.layers import Linear
 from ditto.host.program import Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
 from ditto.sim.golden import items, shares, taps
@@ -43,7 +44,7 @@ def count_items(deltas: NDArray[Any], config: Config) -> int:
 
 
 class LayerCosts:
-    """Counts the cycles of a layer.
+    """Counts the cycles of a layer with constant weights.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ class LayerCosts:
     """
 
     def __init__(self, placement: Placement, config: Config) -> None:
+        assert isinstance(placement.layer, Linear)
+        self._layer = placement.layer
         self._placement = placement
         self._config = config
         self._items = _table(config)
@@ -76,18 +79,23 @@ class LayerCosts:
         deltas
             As for :meth:`cycles`.
         """
-        layer, lowered = self._placement.layer, self._placement.lowered
-        counts = self._items[deltas + np.int16(_REACH)]
-        counts = counts.sum(axis=1 if layer.kind == "conv" else -1, dtype=np.int64)
-        counts = counts.reshape(len(deltas), -1)  # of every sample and position
-        if lowered.gather is not None:
-            counts = _pad(counts)[:, lowered.gather].sum(axis=-1)
+        values = self._by_position(self._items[deltas + np.int16(_REACH)])
         cycles, digits = np.zeros((2, len(deltas)), np.int64)
-        for band in self._placement.bands:
-            own = counts[:, band.inputs]
-            cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
-            digits += _all(own).sum(axis=-1)
+        for part in self._placement.parts:
+            counts = values[..., part.lowered.takes].sum(axis=-1, dtype=np.int64)
+            if part.lowered.gather is not None:
+                counts = _pad(counts)[:, part.lowered.gather].sum(axis=-1)
+            for band in part.bands:
+                own = counts[:, band.inputs]
+                cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
+                digits += _all(own).sum(axis=-1)
         return cycles, digits
+
+    def _by_position(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return tensors of the model as (samples, positions, channels)."""
+        layer = self._layer
+        values = np.moveaxis(values, 1 if layer.kind == "conv" else layer.axes[0], -1)
+        return values.reshape(len(values), -1, layer.channels)
 
     def spatial(self, values: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the cycles of a spatial run, and the digits of its differences, by sample.
@@ -99,19 +107,19 @@ class LayerCosts:
         values
             Of shape (samples, ...): the samples' input tensors without their zero point.
         """
-        layer, lowered = self._placement.layer, self._placement.lowered
-        if layer.kind == "conv":
-            values = np.moveaxis(values, 1, -1)
-        values = values.reshape(len(values), -1, layer.channels)
-        if lowered.gather is not None:
-            padded = np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
-            values = padded[:, lowered.gather].reshape(len(values), len(lowered.gather), -1)
+        values = self._by_position(values)
         cycles, digits = np.zeros((2, len(values)), np.int64)
-        for band in self._placement.bands:
-            deltas, index = spatial(values[:, band.inputs], band.entry)
-            counts = self._items[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
-            cycles += self._band(band.entry, counts[:, index].sum(axis=-1))
-            digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
+        for part in self._placement.parts:
+            own = values[..., part.lowered.takes]
+            gather = part.lowered.gather
+            if gather is not None:
+                padded = np.concatenate([own, np.zeros_like(own[:, :1])], axis=1)
+                own = padded[:, gather].reshape(len(own), len(gather), -1)
+            for band in part.bands:
+                deltas, index = spatial(own[:, band.inputs], band.entry)
+                counts = self._items[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
+                cycles += self._band(band.entry, counts[:, index].sum(axis=-1))
+                digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
         return cycles, digits
 
     def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:

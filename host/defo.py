@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.host.costs import LayerCosts, count_items
+from ditto.host.layers import Product
 from ditto.host.program import Placement, Program
+from ditto.sim.golden import Golden
 from ditto.sim.memory import Memory, Traffic
 
 __all__ = [
@@ -106,18 +108,36 @@ class LayerCost:
 
     def __init__(self, placement: Placement, config: Config, memory: Memory) -> None:
         layer = placement.layer
-        rows, columns = layer.output_image(layer.image(placement.shape))
         self.memory = memory
-        self._inputs = int(np.prod(placement.shape)) * -(-config.activation_bits // 8)
-        self._outputs = rows * columns * layer.outputs
-        self._accumulators = self._outputs * -(-config.accumulator_bits // 8)
-        self._weights = layer.weights.size * -(-config.weight_bits // 8)
+        self._transfers: dict[Choice, int] = {}
         full = sum(1 << shift * config.digit_bits for shift in range(config.shifts))
+        byte, sum_bytes = -(-config.activation_bits // 8), -(-config.accumulator_bits // 8)
+        if isinstance(layer, Product):
+            # One operand is written as weights; the sums of both are kept.
+            heads, rows, inner, columns = layer.sizes(placement.shape)
+            self._inputs = heads * inner * (rows + columns) * byte
+            self._weights = 0
+            self._outputs = heads * rows * columns
+            self._accumulators = self._outputs * sum_bytes * (1 if layer.fixed else 2)
+            # Without a change there is no run.
+            self.floor = 0
+            self.ceiling = sum(
+                Golden(config)
+                .count(band.entry, np.full((band.entry["positions"], inner), full))
+                .cycles
+                for head in range(heads)
+                for band in placement.of_product(head, 0).bands
+            )
+            return
+        rows, columns = layer.output_image(layer.image(placement.shape))
+        self._inputs = int(np.prod(placement.shape)) * byte
+        self._weights = layer.weights.size * -(-config.weight_bits // 8)
+        self._outputs = rows * columns * layer.outputs
+        self._accumulators = self._outputs * sum_bytes
         own = placement.shape[1:] if layer.kind == "conv" else placement.shape
         extremes = np.array([0, full], np.int16).reshape(2, *(1 for _ in own))
         inputs = np.broadcast_to(extremes, (2, *own))
         self.floor, self.ceiling = LayerCosts(placement, config).cycles(inputs).tolist()
-        self._transfers: dict[Choice, int] = {}
 
     def traffic(self, choice: Choice) -> Traffic:
         """Return what a run moves."""
@@ -159,10 +179,14 @@ def count_digits(
     config
         The device.
     deltas
-        For each mode, of shape (positions, channels), as the device gets them.
+        For each mode, those of the layer: (positions, channels).
     """
     return {
-        mode: sum(count_items(own[band.inputs], config) for band in placement.bands)
+        mode: sum(
+            count_items(part.lowered.deltas(own)[band.inputs], config)
+            for part in placement.parts
+            for band in part.bands
+        )
         for mode, own in deltas.items()
     }
 

@@ -29,9 +29,3 @@ for (const image of document.querySelectorAll("img[data-map]")) {
     output.textContent = `${run.layers[y]}, step ${x}: ${rows[y][x]} %`;
   });
 }
-let closed = [];
-addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details:not([open])")];
-  closed.forEach(part => part.open = true);
-});
-addEventListener("afterprint", () => closed.forEach(part => part.open = false));

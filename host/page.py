@@ -46,7 +46,7 @@ def render(analysis: Analysis) -> str:
         _advice(facts["advice"]),
         _thresholds(facts["threshold"]),
         _images(analysis),
-        *(_run(index, run) for index, run in enumerate(runs)),
+        *(_run(index, run, facts) for index, run in enumerate(runs)),
         _method(facts),
     ]
     data = [
@@ -119,6 +119,11 @@ def _legend() -> str:
     return f'<p class="legend">{items}</p>'
 
 
+def _rule(facts: Facts) -> str:
+    """Say which scales the figures are for."""
+    return f'<p class="rule">scales: {escape(facts["scales"])}</p>'
+
+
 def _title(run: Facts) -> str:
     return run["sampler"] + (f", tau {run['tau']}" if run["tau"] else "")
 
@@ -148,7 +153,11 @@ def _summary(facts: Facts) -> str:
                 f"{cycles['ratio']:.2f}×" if cycles else "–",
                 "cycles of dense runs against temporal ones",
             ),
-            (f"{means['cosine']:.4f}", "cosine of steps that follow each other"),
+            (
+                f"{means['cosine']['temporal']:.4f}",
+                f"cosine of steps that follow each other; {means['cosine']['spatial']:.4f} of "
+                "neighbours in a row",
+            ),
         ]
         if compared:
             tiles.append(
@@ -163,20 +172,21 @@ def _summary(facts: Facts) -> str:
         )
         blocks.append(
             f'<section class="card"><h3>{_title(run)}</h3>'
-            f'<p class="rule">scales: {escape(facts["scales"])}</p><div class="tiles">'
+            f'{_rule(facts)}<div class="tiles">'
             + "".join(f"<div><b>{value}</b><span>{text}</span></div>" for value, text in tiles)
             + f"</div><dl>{bars}</dl></section>"
         )
     return (
         '<section id="summary"><h2>In short</h2>'
         "<p>Shares of values in %, weighted by multiplications.</p>"
-        f"{_legend()}{''.join(blocks)}{_runs(facts) if len(runs) > 1 else ''}</section>"
+        f'{_legend()}<div class="cards">{"".join(blocks)}</div>'
+        f"{_runs(facts) if len(runs) > 1 else ''}</section>"
     )
 
 
 def _runs(facts: Facts) -> str:
     """Make a table of all runs."""
-    heads = ["run", "scales", "zero %", "narrow %", "wide %", "over %"]
+    heads = ["run", "zero %", "narrow %", "wide %", "over %"]
     heads += ["bit operations %", "best mode of each layer %", "cycles ratio", "PSNR, dB", "SSIM"]
     rows = []
     for run in facts["runs"]:
@@ -185,7 +195,6 @@ def _runs(facts: Facts) -> str:
         rows.append(
             [
                 _title(run),
-                escape(facts["scales"]),
                 *(_percent(means["temporal"][name]) for name in CLASSES[:3]),
                 _percent(means["temporal"]["over"], 3),
                 _percent(bits["temporal"]),
@@ -195,7 +204,9 @@ def _runs(facts: Facts) -> str:
                 _number(compared and compared["ssim"], 4),
             ]
         )
-    return f"<h3>All runs, temporal differences</h3>{_table(heads, rows, sortable=True)}"
+    return (
+        f"<h3>All runs, temporal differences</h3>{_rule(facts)}{_table(heads, rows, sortable=True)}"
+    )
 
 
 def _advice(lines: Sequence[str]) -> str:
@@ -271,7 +282,12 @@ def _curve(entry: Facts) -> str:
 
 
 def _pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return images of -1..1 as gray or color values, without a channel axis for gray."""
+    """Return images of -1..1 as gray or color values, without a channel axis for gray.
+
+    Of latents, which have more channels and any range, the first channel from -3 to 3.
+    """
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1] / np.float32(3)
     values = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
     if images.shape[1] == 3:
         return values.transpose(0, 2, 3, 1)
@@ -287,6 +303,10 @@ def _grid(images: NDArray[np.float32], caption: str) -> str:
     )
 
 
+def _black(images: NDArray[np.float32]) -> np.float32:
+    return np.float32(1 if images.shape[1] in (1, 3) else 3)
+
+
 def _images(analysis: Analysis) -> str:
     blocks = []
     for key in dict.fromkeys(setting._replace(tau=0) for setting in analysis.images):
@@ -299,11 +319,14 @@ def _images(analysis: Analysis) -> str:
             figures = [_grid(images, f"B: int8{suffix}")]
             if exact is not None:
                 figures.insert(0, _grid(exact, "A: float"))
-                figures.append(_grid(np.abs(images - exact) - 1, f"|A − B|{suffix}"))
+                # Black is no difference, for latents too.
+                figures.append(_grid(np.abs(images - exact) - _black(images), f"|A − B|{suffix}"))
             rows.append(f'<div class="grids">{"".join(figures)}</div>')
         blocks.append(f"<h3>{key.sampler}</h3>{''.join(rows)}")
+    latents = next(iter(analysis.images.values())).shape[1] not in (1, 3)
+    what = " Latents: their first channel, −3…3." if latents else ""
     return (
-        '<section id="images"><h2>Images</h2><p>Each from the same noise.</p>'
+        f'<section id="images"><h2>Images</h2><p>Each from the same noise.{what}</p>'
         f"{''.join(blocks)}</section>"
     )
 
@@ -319,8 +342,8 @@ def _maps(run: Facts) -> Iterable[tuple[str, list[list[float]]]]:
 
 
 _MAPS = {
-    "zero": "Temporal differences that are zero, % (the first step has none)",
-    "bits": "Bit operations of temporal differences against dense 8-bit, % (first step: dense)",
+    "zero": "Temporal differences that are zero, % (dense steps have none)",
+    "bits": "Bit operations of temporal differences against dense 8-bit, %",
 }
 
 
@@ -365,8 +388,9 @@ def _steps(run: Facts) -> str:
         for i, s in enumerate(steps)
     )
     return (
-        "<figure><figcaption>Temporal differences by step: shares of the classes; line: bit "
-        'operations against dense 8-bit</figcaption><svg class="plot wide-plot" '
+        "<figure><figcaption>Temporal differences by step: shares of the classes (none where a "
+        "step is dense); line: bit operations against dense 8-bit</figcaption>"
+        '<svg class="plot wide-plot" '
         f'viewBox="0 0 {width} {height + 35}" role="img" aria-label="classes by step">'
         + "".join(areas)
         + f'<polyline points="{line}"/><text x="36" y="18" class="end">100 %</text>'
@@ -393,39 +417,53 @@ def _spark(histogram: Facts) -> str:
 
 def _layers(run: Facts) -> str:
     heads = ["layer", "kind", "sizes", "MACs %", "zero %", "narrow %", "wide %", "over %"]
-    heads += ["differences −16…16", "range", "activation zero %", "spatial zero %", "cosine"]
-    heads += [
-        "bit operations %",
-        "best",
-        "cycles temporal",
-        "cycles dense",
-        "ratio",
-        "state, elements",
-    ]
+    heads += ["differences −16…16", "bit operations %", "best", "cosine"]
+    heads += ["cycles temporal", "cycles dense", "ratio"]
     rows = []
     for layer in run["layers"]:
         temporal, cycles = layer["temporal"], layer["cycles"]
         rows.append(
             [
-                escape(layer["name"]) + ("" if layer["counted"] else " °"),
+                _name(layer),
                 layer["kind"],
                 layer["sizes"],
                 _percent(layer["share"]),
                 *(_percent(temporal[name]) for name in CLASSES[:3]),
                 _percent(temporal["over"], 3),
                 _spark(temporal["histogram"]),
-                f"{temporal['min']}…{temporal['max']}",
-                _percent(layer["activation"]["zero"]),
-                _percent(layer["spatial"]["zero"]),
-                f"{layer['cosine']:.4f}",
                 _percent(layer["bit_operations"]["temporal"]),
                 layer["best"],
+                f"{layer['cosine']['temporal']:.4f}",
                 _number(cycles and cycles["temporal"], 0),
                 _number(cycles and cycles["dense"], 0),
                 _number(cycles and cycles["dense"] / max(cycles["temporal"], 1), 2),
-                f"{layer['traffic']['inputs'] + layer['traffic']['outputs']:,}",
             ]
         )
+    return _table(heads, rows, sortable=True)
+
+
+def _name(layer: Facts) -> str:
+    return escape(layer["name"]) + ("" if layer["counted"] else " °")
+
+
+def _values(run: Facts) -> str:
+    """Make a table of the values of every layer: themselves, and both kinds of differences."""
+    heads = ["layer", "values", "zero %", "narrow %", "wide %", "over %"]
+    heads += ["histogram −16…16", "range", "cosine", "bit operations %"]
+    rows = [
+        [
+            _name(layer),
+            _WORDS[kind],
+            *(_percent(layer[kind][name]) for name in CLASSES[:3]),
+            _percent(layer[kind]["over"], 3),
+            _spark(layer[kind]["histogram"]),
+            f"{layer[kind]['min']}…{layer[kind]['max']}",
+            f"{layer['cosine'][kind]:.4f}" if kind in layer["cosine"] else "–",
+            _percent(layer["bit_operations"][kind]),
+        ]
+        for layer in run["layers"]
+        for kind in _WORDS
+    ]
     return _table(heads, rows, sortable=True)
 
 
@@ -444,40 +482,57 @@ def _traffic(run: Facts) -> str:
     ]
     heads = ["a step of an image", "plain", "naive differences", "ratio", "ratio without weights"]
     heads += ["ratio, best mode of each layer"]
+    parts = ["layer", "inputs", "weights", "outputs", "plain", "naive", "ratio", "state"]
+    own = []
+    for layer in run["layers"]:
+        moved = layer["traffic"]
+        kept = moved["inputs"] + moved["outputs"]
+        plain, naive = kept + moved["weights"], sum(moved.values())
+        sizes = [moved["inputs"], moved["weights"], moved["outputs"], plain, naive]
+        figures = [*(f"{n:,}" for n in sizes), f"{naive / plain:.2f}", f"{kept:,}"]
+        own.append([_name(layer), *figures])
     return (
-        f"{_table(heads, rows)}<p>State between steps: {state['inputs']:,} previous inputs and "
+        f"{_table(heads, rows)}<h4>By layer, in elements</h4>{_table(parts, own, sortable=True)}"
+        f"<p>State between steps: {state['inputs']:,} previous inputs and "
         f"{state['outputs']:,} accumulators, {state['bytes'] / 1024:,.1f} KiB for an image.</p>"
     )
 
 
-def _run(index: int, run: Facts) -> str:
+def _run(index: int, run: Facts, facts: Facts) -> str:
     heat = "".join(_heat(index, name, rows, run) for name, rows in _maps(run))
     return (
         f'<details id="run{index}"{" open" if index == 0 else ""}><summary><h2>{_title(run)}: by '
-        f"layer and step</h2></summary>{_legend()}{_steps(run)}{heat}"
+        f"layer and step</h2></summary>{_rule(facts)}{_legend()}{_steps(run)}{heat}"
         f"<h3>Layers</h3><p>Select a column's head to sort. °: does not depend on the sample, and "
-        f"is left out of the means.</p>{_layers(run)}<h3>Memory traffic and state</h3>"
-        f"{_traffic(run)}</details>"
+        f"is left out of the means.</p>{_layers(run)}"
+        f"<details><summary><h3>Values of each layer</h3></summary>{_values(run)}</details>"
+        f"<details><summary><h3>Memory traffic and state</h3></summary>{_traffic(run)}</details>"
+        "</details>"
     )
 
 
 def _method(facts: Facts) -> str:
     compared = [run["quality"].get("float") for run in facts["runs"]]
-    distance = next((c["frechet"] for c in compared if c and c["frechet"] is not None), None)
-    if distance is not None:
+    net = facts["frechet"]
+    if any(c and c["frechet"] is not None for c in compared):
         frechet = "; ".join(
             f"{_title(run)}: {c['frechet']:.2e}"
             for run, c in zip(facts["runs"], compared, strict=True)
             if c and c["frechet"] is not None
         )
-        frechet = (
-            f"{frechet} (16 features of a fixed random convolution; not comparable with other "
-            "feature networks)"
+        frechet += f" ({net['features']} features " + (
+            "of a fixed random convolution; not comparable with other feature networks)"
+            if net["net"] == "random"
+            else "of the network that was given)"
         )
     elif any(compared):
-        frechet = "not enough samples (64 are needed)"
+        frechet = (
+            f"not enough images ({net['images_needed']} are needed for {net['features']} features)"
+        )
     else:
         frechet = "no float model to compare with"
+    peaks = {c["peak"] for run in facts["runs"] for c in run["quality"].values()} or {2.0}
+    peak = ", ".join(f"{value:.3g}" for value in sorted(peaks))
     config = facts["device"]["configuration"]
     array = f"{config['clusters']} clusters × {config['lanes']} lanes × {config['columns']} columns"
     cycles = next((run["cycles"] for run in facts["runs"] if run["cycles"]), None)
@@ -490,8 +545,14 @@ def _method(facts: Facts) -> str:
         f"Scales: {escape(facts['scales'])}. Rates depend on them: compare only with equal rules.",
         f"Classes: {', '.join(f'{name} {_RANGES[name]}' for name in CLASSES)}. Of activations the "
         "zero point is subtracted.",
-        "Temporal: minus the same tensor one step earlier, from the second step on. Spatial: minus "
-        "the pixel to the left or the token before; the first differs from zero.",
+        "Temporal: minus the same tensor one step earlier. The first step has none and is dense"
+        + (
+            f", and so is each that begins a window with scales of its own (timesteps "
+            f"{', '.join(map(str, facts['windows']))}). "
+            if len(facts["windows"]) > 1
+            else ". "
+        )
+        + "Spatial: minus the pixel to the left or the token before; the first differs from zero.",
         "Products of two activations: the classes are the mean of both operands; temporal bit "
         "operations are the sum of two runs.",
         "Bit operations: zero 0, narrow ½, wide 1, over 1½ of a dense 8×8-bit multiplication.",
@@ -501,7 +562,7 @@ def _method(facts: Facts) -> str:
         "Traffic: plain execution reads inputs and weights and writes outputs; naive differences "
         "also read the previous inputs and outputs and write both back. Accumulators have "
         f"{config['accumulator_bits']} bits.",
-        "PSNR: of the mean squared error over all images, peak 2. SSIM: windows of 7×7. "
+        f"PSNR: of the mean squared error over all images, peak {peak}. SSIM: windows of 7×7. "
         f"Fréchet distance: {frechet}.",
         f"Evaluated by {escape(facts['evaluated_by'])} from the int8 file itself.",
     ]

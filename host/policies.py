@@ -32,6 +32,7 @@ from ditto.host.defo import (
     policy_of,
 )
 from ditto.host.flow import FlowGraph, traffic
+from ditto.host.layers import Linear
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Placement, Program
 from ditto.host.samplers import Schedule
@@ -97,7 +98,10 @@ def record(
     traced = Traced(proto, model)
     program = Program(model.layers, model.shapes(), fitted)
     operand = {product.name: product.operands[0] for product in traced.products}
-    placements = tuple(p for p in program.layers if p.layer.name in operand)
+    # Products of two activations choose for themselves, from exact counts.
+    placements = tuple(
+        p for p in program.layers if isinstance(p.layer, Linear) and p.layer.name in operand
+    )
     if not placements:
         raise ModelError(f"{model.name} has no layer whose input is quantized in its graph")
     counters = [LayerCosts(placement, fitted) for placement in placements]

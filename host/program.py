@@ -1,8 +1,8 @@
 """Placement of a model's layers on a device: layer table, weights, accumulators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from amaranth.lib.data import Layout
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config, ConfigError
 from ditto.hdl.protocol import CommandHeader, LayerEntry, size
 from ditto.host.device import CRC_BYTES, Accelerator
-from ditto.host.lowering import Lowered, lower
-from ditto.host.model import Linear
+from ditto.host.layers import Layer, Linear, Product
+from ditto.host.lowering import Lowered, lower, windows
+from ditto.host.narrow import Rest, narrow_layer
 from ditto.sim.golden import shares
 
-__all__ = ["Band", "Placement", "PlacementError", "Program", "suggest"]
+__all__ = ["Band", "Part", "Placement", "PlacementError", "Program", "suggest"]
 
 
 class PlacementError(Exception):
@@ -23,7 +24,7 @@ class PlacementError(Exception):
 
 
 class Band(NamedTuple):
-    """Some output rows of a layer, with the input rows that they need: one layer-table entry."""
+    """Some output rows of a part, with the input rows that they need: one layer-table entry."""
 
     #: Number of the layer-table entry.
     number: int
@@ -31,40 +32,61 @@ class Band(NamedTuple):
     entry: dict[str, int]
     #: Input positions, from the first to before the last.
     inputs: slice
-    #: Output positions of the layer that this band computes.
+    #: Output positions that this band computes.
     outputs: slice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a layer is on a device.
+class Part:
+    """Where a part of a layer is on a device.
 
     Parameters
     ----------
-    layer
-        The layer.
-    shape
-        Shape of its input tensor.
     lowered
         What the device runs.
     split
         Shares into which the output positions are split.
     tiles
         Column tiles of a cluster.
-    bands
-        The entries that compute it, in order.
+    states
+        For each state that is kept, the entries that compute it, in order.
     """
 
-    layer: Linear
-    shape: tuple[int, ...]
     lowered: Lowered
     split: int
     tiles: int
-    bands: tuple[Band, ...]
+    states: tuple[tuple[Band, ...], ...]
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """The entries of the first state."""
+        return self.states[0]
 
     def copies(self, config: Config) -> int:
         """Return how often a work item of one output position is worked off."""
         return config.clusters // self.split * self.tiles
+
+    def weight_words(self, config: Config) -> int:
+        """Return the words of its weights in all clusters."""
+        layer = self.lowered.layer
+        return config.clusters * self.tiles * layer.taps * layer.channels
+
+    def words(self, weights: NDArray[Any], config: Config) -> NDArray[np.int64]:
+        """Lay out weights of shape (outputs, taps, channels): (clusters, rows, columns)."""
+        groups = config.clusters // self.split
+        # (output channel, tap, channel) -> (group, tile, tap and channel, column)
+        flat = weights.reshape(len(weights), -1)
+        padded = np.zeros((groups * self.tiles * config.columns, flat.shape[1]), np.int64)
+        padded[: len(flat)] = flat
+        block = padded.reshape(groups, self.tiles, config.columns, -1).transpose(0, 1, 3, 2)
+        # Clusters with the same output channels hold the same weights.
+        return block.reshape(groups, -1, config.columns).repeat(self.split, axis=0)
+
+    def write(self, device: Accelerator, state: int, weights: NDArray[Any]) -> None:
+        """Write weights of shape (outputs, taps, channels) into a device."""
+        base = self.states[state][0].entry["weight_base"]
+        for cluster, words in enumerate(self.words(weights, device.config)):
+            device.write_weights(cluster, base, words)
 
     def read(self, device: Accelerator, band: Band) -> NDArray[np.int64]:
         """Read the device's accumulators of a band: (output positions, outputs)."""
@@ -85,6 +107,38 @@ class Placement:
                     values = words[cluster, tile * own : (tile + 1) * own]
                     result[part.positions, column : column + columns] = values
         return result[:, :outputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a layer is on a device.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    shape
+        Shape of its input tensor; of both operands if it is a product.
+    parts
+        What the device computes of it, see :func:`ditto.host.lowering.lower`.
+    rest
+        What the host adds to the sums, if the device's weights leave something out.
+    """
+
+    layer: Layer
+    shape: tuple[Any, ...]
+    parts: tuple[Part, ...]
+    rest: Rest | None = None
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """All entries of a state."""
+        return tuple(band for part in self.parts for band in part.bands)
+
+    def of_product(self, head: int, side: int) -> Part:
+        """Return the part of a product whose items are the left (0) or right (1) operand."""
+        assert isinstance(self.layer, Product)
+        return self.parts[head if self.layer.fixed else 2 * head + side]
 
 
 class _Cut(NamedTuple):
@@ -128,6 +182,34 @@ class _Plan(NamedTuple):
         }
         return self.tiles * max(len(part.positions) for part in shares(entry, config.clusters))
 
+    def state_words(self, config: Config) -> int:
+        """Return the words that a state takes of every accumulator buffer."""
+        return sum(self.words(image, config) for image in self.images)
+
+
+class _Rows(NamedTuple):
+    """Words of every weight bank that a layer's parts need."""
+
+    #: Weights that are loaded once.
+    constant: int
+    #: Activations that stay, for each state.
+    kept: int
+    #: Activations that are written before each run: all of them in the same place.
+    shared: int
+
+    @classmethod
+    def of(cls, plans: Iterable[_Plan]) -> "_Rows":
+        """Add up the parts of a layer."""
+        constant = kept = shared = 0
+        for plan in plans:
+            if not plan.lowered.is_written:
+                constant += plan.weight_rows
+            elif plan.lowered.is_kept:
+                kept += plan.weight_rows
+            else:
+                shared = max(shared, plan.weight_rows)
+        return cls(constant, kept, shared)
+
 
 class Program:
     """A model's layers, placed on a device.
@@ -137,9 +219,11 @@ class Program:
     layers
         The layers.
     shapes
-        Shape of the input tensor of each.
+        Shape of the input tensor of each; of both operands for a product.
     config
         The device.
+    states
+        Samples whose state is kept side by side, with the same weights: 2 for guidance.
 
     Attributes
     ----------
@@ -155,48 +239,70 @@ class Program:
     """
 
     def __init__(
-        self, layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config
+        self,
+        layers: Sequence[Layer],
+        shapes: Sequence[tuple[Any, ...]],
+        config: Config,
+        *,
+        states: int = 1,
     ) -> None:
         self.config = config
-        _check(layers, shapes, config)
-        plans = [_plan(layer, shape, config) for layer, shape in zip(layers, shapes, strict=True)]
+        self.states = states
+        _check(layers, shapes, config, states)
+        plans = [
+            [_plan(part, config) for part in lower(layer, shape, config)]
+            for layer, shape in zip(layers, shapes, strict=True)
+        ]
         self.weight_rows = self.accumulator_rows = self.entries = 0
-        placements = []
-        for layer, shape, plan in zip(layers, shapes, plans, strict=True):
-            placements.append(
-                Placement(
-                    layer=layer,
-                    shape=shape,
-                    lowered=plan.lowered,
-                    split=plan.split,
-                    tiles=plan.tiles,
-                    bands=tuple(self._bands(plan)),
-                )
+        shared = max((_Rows.of(own).shared for own in plans), default=0)
+        self._shared = 0
+        self.weight_rows = shared
+        self.layers = tuple(
+            Placement(
+                layer=layer,
+                shape=shape,
+                parts=tuple(self._part(plan) for plan in own),
+                rest=_rest(layer, shape, config),
             )
-            self.weight_rows += plan.weight_rows
-        self.layers = tuple(placements)
+            for layer, shape, own in zip(layers, shapes, plans, strict=True)
+        )
 
     def load(self, device: Accelerator) -> None:
         """Write layer table and weights to a device."""
         config = self.config
         device.reset()
-        device.write_layers(0, [band.entry for p in self.layers for band in p.bands])
+        parts = [part for placement in self.layers for part in placement.parts]
+        bands = [band for part in parts for state in part.states for band in state]
+        device.write_layers(0, [band.entry for band in bands])
         weights = np.zeros((config.clusters, self.weight_rows, config.columns), np.int64)
-        for placement in self.layers:
-            layer, tiles = placement.lowered.layer, placement.tiles
-            base = placement.bands[0].entry["weight_base"]
-            groups = config.clusters // placement.split
-            # (output channel, tap, channel) -> (group, tile, tap and channel, column)
-            padded = np.zeros((groups * tiles * config.columns, layer.taps * layer.channels), int)
-            padded[: layer.outputs] = layer.weights.reshape(layer.outputs, -1)
-            block = padded.reshape(groups, tiles, config.columns, -1).transpose(0, 1, 3, 2)
-            words = block.reshape(groups, -1, config.columns)
-            # Clusters with the same output channels hold the same weights.
-            weights[:, base : base + words.shape[1]] = words.repeat(placement.split, axis=0)
+        for part in parts:
+            if not part.lowered.is_written:
+                words = part.words(part.lowered.layer.weights, config)
+                base = part.bands[0].entry["weight_base"]
+                weights[:, base : base + words.shape[1]] = words
         for cluster in range(config.clusters):
             device.write_weights(cluster, 0, weights[cluster])
 
-    def _bands(self, plan: _Plan) -> list[Band]:
+    def _part(self, plan: _Plan) -> Part:
+        """Place a part: constant weights once, activations as weights for each state."""
+        lowered = plan.lowered
+        bases = []
+        for state in range(self.states):
+            if lowered.is_written and not lowered.is_kept:
+                bases.append(self._shared)
+            elif state and not lowered.is_written:
+                bases.append(bases[0])
+            else:
+                bases.append(self.weight_rows)
+                self.weight_rows += plan.weight_rows
+        return Part(
+            lowered=lowered,
+            split=plan.split,
+            tiles=plan.tiles,
+            states=tuple(tuple(self._bands(plan, base)) for base in bases),
+        )
+
+    def _bands(self, plan: _Plan, weight_base: int) -> list[Band]:
         layer = plan.lowered.layer
         height, width = layer.image(plan.lowered.shape)
         if layer.is_pointwise:  # every position for itself: rows don't matter
@@ -222,7 +328,7 @@ class Program:
                 "pad_top": cut.pad_top,
                 "pad_left": layer.pads[1],
                 "tiles": plan.tiles,
-                "weight_base": self.weight_rows,
+                "weight_base": weight_base,
                 "accumulator_base": self.accumulator_rows,
                 "split": plan.split,
                 "skew": plan.skew(image[1]),
@@ -242,9 +348,8 @@ class Program:
         return bands
 
 
-def _plan(layer: Linear, shape: tuple[int, ...], config: Config) -> _Plan:
-    """Lay out how a layer goes through a device."""
-    lowered = lower(layer, shape, config)
+def _plan(lowered: Lowered, config: Config) -> _Plan:
+    """Lay out how a part goes through a device."""
     inner = lowered.layer
     room = min(config.positions, config.item_depth // (inner.channels * config.digits))
     cuts = _cuts(inner, lowered.shape, room)
@@ -267,7 +372,13 @@ def _plan(layer: Linear, shape: tuple[int, ...], config: Config) -> _Plan:
     return _Plan(lowered, cuts, images, split, -(-real // (config.clusters // split)))
 
 
-def suggest(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config) -> Config:
+def suggest(
+    layers: Sequence[Layer],
+    shapes: Sequence[tuple[Any, ...]],
+    config: Config,
+    *,
+    states: int = 1,
+) -> Config:
     """Return the smallest device of a configuration's array that takes some layers.
 
     Clusters, lanes, columns and digits stay. The memories become as deep and the accumulators as
@@ -281,7 +392,9 @@ def suggest(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config:
         If there is none.
     """
     try:
-        return replace(config, **{need.name: need.value for need in _needs(layers, shapes, config)})
+        return replace(
+            config, **{need.name: need.value for need in _needs(layers, shapes, config, states)}
+        )
     except ConfigError as error:
         raise PlacementError(f"no device takes these layers: {error}") from error
 
@@ -299,14 +412,13 @@ _SUMS = {"weight_rows", "accumulator_rows", "layers"}
 
 
 def _needs(
-    layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config
+    layers: Sequence[Layer], shapes: Sequence[tuple[Any, ...]], config: Config, states: int
 ) -> list[_Need]:
     """Return what the layers need of each parameter but clusters, lanes, columns and digits."""
     given = list(zip(layers, shapes, strict=True))
-    pairs = [
-        (low.layer, low.shape) for low in (lower(layer, shape, config) for layer, shape in given)
-    ]
+    lowered = [lower(layer, shape, config) for layer, shape in given]
     header = size(CommandHeader) + CRC_BYTES
+    least_depth = config.item_depth
     result: list[_Need] = []
 
     def need(name: str, shares: Sequence[int], least: int = 0) -> int:
@@ -315,15 +427,16 @@ def _needs(
         result.append(_Need(name, value, layers[shares.index(share)].name, share))
         return value
 
-    ranges = [(layer.high - layer.low).bit_length() for layer in layers]
-    activation_bits = need("activation_bits", ranges, config.activation_bits)
-    extremes = [max(int(w.max()), ~int(w.min())) for w in (layer.weights for layer in layers)]
-    weight_bits = need("weight_bits", [e.bit_length() + 1 for e in extremes], config.weight_bits)
-    need(
-        "accumulator_bits",
-        [layer.largest.bit_length() + 1 for layer in layers],
-        activation_bits + 1 + weight_bits,
+    def each(what: Callable[[Linear, Any], int]) -> list[int]:
+        """Return the most that the parts of each layer need."""
+        return [max(what(part.layer, part.shape) for part in parts) for parts in lowered]
+
+    activation_bits = need(
+        "activation_bits",
+        [max(map(int.bit_length, _spans(layer))) for layer in layers],
+        config.activation_bits,
     )
+    weight_bits = need("weight_bits", [_weight_bits(layer) for layer in layers], config.weight_bits)
     config = replace(
         config,
         activation_bits=activation_bits,
@@ -331,41 +444,87 @@ def _needs(
         accumulator_bits=max(config.accumulator_bits, activation_bits + 1 + weight_bits),
         item_depth=max(config.item_depth, config.channels * 9),
     )
+    need(
+        "accumulator_bits",
+        [_largest(layer, shape, config).bit_length() + 1 for layer, shape in given],
+        activation_bits + 1 + weight_bits,
+    )
     word = -(-config.columns * weight_bits // 8)
-    need("frame_bytes", [header + word] * len(pairs), config.frame_bytes)
-    need("list_depth", [layer.taps for layer in layers], config.list_depth)
-    channels = need("channels", [layer.channels for layer, _ in pairs])
+    need("frame_bytes", [header + word] * len(given), config.frame_bytes)
+    need("list_depth", each(lambda layer, shape: layer.taps), config.list_depth)
+    channels = need("channels", each(lambda layer, shape: layer.channels))
     # The difference buffer takes at least one output row of every layer.
-    least = []
-    for layer, shape in pairs:
-        _, width, outputs = _rows(layer, shape)
-        row = (_cut(layer, shape, i, i + 1) for i in range(outputs))
-        least.append(max(cut.end_in - cut.first_in for cut in row) * width)
-    positions = need("positions", least, config.positions)
-    items = [n * layer.channels * config.digits for n, (layer, _) in zip(least, pairs, strict=True)]
-    item_depth = need("item_depth", items, max(config.item_depth, channels * config.digits))
+    positions = need("positions", each(_least_positions), config.positions)
+    item_depth = need(
+        "item_depth",
+        each(lambda layer, shape: _least_positions(layer, shape) * layer.channels * config.digits),
+        max(least_depth, channels * config.digits),
+    )
     config = replace(config, positions=positions, item_depth=item_depth, channels=channels)
-    plans = [_plan(layer, shape, config) for layer, shape in given]
-    need("weight_rows", [plan.weight_rows for plan in plans])
+    plans = [
+        [_plan(part, config) for part in lower(layer, shape, config)] for layer, shape in given
+    ]
+    rows = [_Rows.of(own) for own in plans]
+    shared = [own.shared for own in rows]
+    # One place for all: the layer that needs most of it is the one that counts.
+    most = shared.index(max(shared))
+    need(
+        "weight_rows",
+        [
+            own.constant + own.kept * states + (own.shared if i == most else 0)
+            for i, own in enumerate(rows)
+        ],
+    )
     need(
         "accumulator_rows",
-        [sum(plan.words(image, config) for image in plan.images) for plan in plans],
+        [states * sum(plan.state_words(config) for plan in own) for own in plans],
     )
-    need("layers", [len(plan.cuts) for plan in plans])
+    need("layers", [states * sum(len(plan.cuts) for plan in own) for own in plans])
     return result
 
 
-def _check(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: Config) -> None:
+def _spans(layer: Layer) -> list[int]:
+    """Return the sizes of the ranges of a layer's quantized operands."""
+    operands = [layer] if isinstance(layer, Linear) else [layer.left, layer.right]
+    return [operand.high - operand.low for operand in operands]
+
+
+def _weight_bits(layer: Layer) -> int:
+    """Return the bits of the weights that a layer needs; what is beyond 8 the host adds."""
+    if isinstance(layer, Linear):
+        extreme = max(int(layer.weights.max()), ~int(layer.weights.min()))
+        return min(extreme.bit_length() + 1, 8)
+    return max(map(int.bit_length, _spans(layer)))
+
+
+def _largest(layer: Layer, shape: tuple[Any, ...], config: Config) -> int:
+    """Return the largest magnitude of the sums that a device has of a layer."""
+    if isinstance(layer, Product):
+        return layer.largest(shape)
+    return narrow_layer(layer, config).largest
+
+
+def _rest(layer: Layer, shape: tuple[Any, ...], config: Config) -> Rest | None:
+    """Return what the host adds to a layer's sums; None if nothing."""
+    if isinstance(layer, Product):
+        return None  # it depends on the operands
+    narrow = narrow_layer(layer, config)
+    return None if narrow is layer else Rest(layer, narrow, windows(layer, shape))
+
+
+def _least_positions(layer: Linear, shape: tuple[int, ...]) -> int:
+    """Return the input positions that any one output row needs."""
+    _, width, outputs = _rows(layer, shape)
+    rows = (_cut(layer, shape, i, i + 1) for i in range(outputs))
+    return max(cut.end_in - cut.first_in for cut in rows) * width
+
+
+def _check(
+    layers: Sequence[Layer], shapes: Sequence[tuple[Any, ...]], config: Config, states: int
+) -> None:
     """Refuse layers that do not fit a device."""
-    for layer in layers:
-        least = -(1 << config.weight_bits - 1)
-        if config.is_packed and (layer.weights == least).any():
-            raise PlacementError(
-                f"layer {layer.name} has a weight of {least}, but the device's "
-                f"packed multipliers take {config.min_weight} and more; quantize the weights "
-                f"symmetrically, or use a device with --multiplier lut"
-            )
-    short = [n for n in _needs(layers, shapes, config) if n.value > getattr(config, n.name)]
+    needs = _needs(layers, shapes, config, states)
+    short = [n for n in needs if n.value > getattr(config, n.name)]
     if not short:
         return
     causes = "; ".join(
@@ -375,8 +534,9 @@ def _check(layers: Sequence[Linear], shapes: Sequence[tuple[int, ...]], config: 
         for n in short
     )
     options = " ".join(f"--{n.name.replace('_', '-')} {n.value}" for n in short)
+    what = "the model" if states == 1 else f"the model with {states} states of every layer"
     raise PlacementError(
-        f"the model does not fit the device: it has {causes} (a device with {options} would do)"
+        f"{what} does not fit the device: it has {causes} (a device with {options} would do)"
     )
 
 

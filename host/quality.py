@@ -1,18 +1,21 @@
 """How much two sets of images differ."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FEATURES", "decibels", "features", "frechet", "psnr", "ssim"]
+__all__ = ["FEATURES", "Features", "decibels", "enough", "features", "frechet", "psnr", "ssim"]
 
 Images = NDArray[np.float32]
 
-FEATURES = 16
-"""Features of an image for :func:`frechet`."""
+Features = Callable[[Images], NDArray[np.float64]]
+"""Makes features of images, of shape (count, features)."""
 
-_ENOUGH = 4 * FEATURES
+FEATURES = 16
+"""Features of an image that :func:`features` makes."""
+
 _WINDOW = 7
 
 
@@ -65,16 +68,29 @@ def features(images: Images) -> NDArray[np.float64]:
     return np.maximum(response, 0).mean(axis=(1, 2))
 
 
-def frechet(images: Images, reference: Images) -> float | None:
-    """Return the Fréchet distance of two sets of images by :func:`features`.
+def enough(count: int) -> int:
+    """Return how many images a distance by as many features needs.
 
-    None if there are fewer than four images for each feature: the covariance would be noise.
+    Four for each: with fewer, the covariance would be noise.
     """
-    if min(len(images), len(reference)) < _ENOUGH:
+    return 4 * count
+
+
+def frechet(images: Images, reference: Images, net: Features = features) -> float | None:
+    """Return the Fréchet distance of two sets of images; None if they are too few.
+
+    Parameters
+    ----------
+    images, reference
+        Of shape (count, channels, height, width).
+    net
+        Makes the features that are compared.
+    """
+    a, b = net(images), net(reference)
+    if min(len(a), len(b)) < enough(a.shape[1]):
         return None
-    a, b = features(images), features(reference)
-    root_a = _root(np.cov(a, rowvar=False))
-    cov_b = np.cov(b, rowvar=False)
+    root_a = _root(np.atleast_2d(np.cov(a, rowvar=False)))
+    cov_b = np.atleast_2d(np.cov(b, rowvar=False))
     cross = _root(root_a @ cov_b @ root_a)
     gap = a.mean(axis=0) - b.mean(axis=0)
     distance = gap @ gap + np.trace(root_a @ root_a + cov_b - 2 * cross)

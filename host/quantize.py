@@ -18,8 +18,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ditto.host.samplers import Schedule, inputs_of, sampler_of
-from ditto.host.trace import draw_batch, evaluator_of
+from ditto.host.check import label
+from ditto.host.model import ModelError, read
+from ditto.host.samplers import Schedule, inputs_of, load_inputs, sampler_of
+from ditto.host.trace import draw_batch, predictor
+from ditto.host.windows import PROPERTY, Windows, activation_scales
 
 __all__ = [
     "METHODS",
@@ -28,6 +31,7 @@ __all__ = [
     "draw_calibration",
     "load_calibration",
     "quantize",
+    "require",
 ]
 
 METHODS = {"max": "max-abs", "percentile": "99.9th percentile"}
@@ -38,6 +42,9 @@ OPSET = 19
 
 _KINDS = ["Conv", "Gemm", "MatMul", "ConvTranspose"]
 _PERCENTILE = 99.9
+_STILL = 1.0  # the scale that onnxruntime gives to a tensor without a range
+
+_log = logging.getLogger(__name__)
 
 OnFeed = Callable[[int, int], None]
 """Called after each calibration batch with the samples done, and all of them."""
@@ -45,6 +52,16 @@ OnFeed = Callable[[int, int], None]
 
 class QuantizeError(Exception):
     """A model or calibration data that cannot be used, or a missing onnxruntime."""
+
+
+def require() -> None:
+    """Raise :class:`QuantizeError` if what quantizing needs is not installed."""
+    try:
+        import onnxruntime.quantization  # noqa: F401
+    except ImportError:
+        raise QuantizeError(
+            "quantizing needs onnxruntime: pip install 'ditto-accel[quantize]'"
+        ) from None
 
 
 def load_calibration(path: Path | str) -> dict[str, NDArray[Any]]:
@@ -56,12 +73,9 @@ def load_calibration(path: Path | str) -> dict[str, NDArray[Any]]:
         If it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise QuantizeError(f"cannot read calibration data {path}: no such file") from None
-    except Exception as error:  # a damaged archive can be wrong in any way
-        raise QuantizeError(f"{path} is not a usable .npz file: {error}") from error
+        return load_inputs(path)
+    except ModelError as error:
+        raise QuantizeError(f"the calibration data cannot be used: {error}") from None
 
 
 def draw_calibration(
@@ -71,6 +85,7 @@ def draw_calibration(
     samples: int = 8,
     steps: int = 50,
     seed: int = 1 << 20,
+    extra: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Draw calibration data with the float model: the inputs of all steps of some images.
 
@@ -88,6 +103,8 @@ def draw_calibration(
         Steps of an image.
     seed
         Seed of the noise; not one that images are likely to be compared with.
+    extra
+        Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
 
     Raises
     ------
@@ -95,8 +112,8 @@ def draw_calibration(
         If it is no such network.
     """
     proto = _load(source)
-    shape, make = inputs_of(_Described(str(source), _described(proto, source), proto))
-    evaluator = evaluator_of(proto)
+    shape, make = inputs_of(_Described(str(source), _described(proto, source), proto), extra)
+    evaluate = predictor(proto, str(source))
     schedule = Schedule.from_metadata({entry.key: entry.value for entry in proto.metadata_props})
     names = ("euler",) if schedule.prediction == "flow" else ("ddim", "ddpm")
     steps = min(steps, schedule.train_steps)
@@ -107,7 +124,7 @@ def draw_calibration(
         found.append(feed)
         if on_step is not None:
             on_step(len(found) * batch, len(names) * samples * steps)
-        return evaluator.run(feed)[0]
+        return evaluate(feed, timestep)
 
     for name in names:
         sampler = sampler_of(name, schedule, steps=steps)
@@ -149,6 +166,7 @@ def quantize(
     *,
     method: str = "max",
     batch: int = 16,
+    windows: int = 1,
     metadata: Mapping[str, str] | None = None,
     on_feed: OnFeed | None = None,
 ) -> onnx.ModelProto:
@@ -165,6 +183,9 @@ def quantize(
         A key of :data:`METHODS`.
     batch
         Samples to evaluate at once.
+    windows
+        Parts of the trajectory, of as many timesteps each, with scales of their own; see
+        :mod:`ditto.host.windows`.
     metadata
         Properties for the int8 file, besides those of the float file and ``ditto.scales``.
     on_feed
@@ -180,22 +201,68 @@ def quantize(
     QuantizeError
         If the model or the calibration data cannot be used.
     """
-    try:
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError:
-        raise QuantizeError(
-            "quantizing needs onnxruntime: pip install 'ditto-accel[quantize]'"
-        ) from None
+    require()
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     model = _load(source)
-    feeds = _Feeds(_fitting(model, source, calibration), _batch(model, source, batch), on_feed)
+    data = _fitting(model, source, calibration)
+    batch = _batch(model, source, batch)
     kinds = sorted({node.op_type for node in model.graph.node} & set(_KINDS))
     if not kinds:
         raise QuantizeError(f"{source} has no Conv, Gemm or MatMul: there is nothing to quantize")
-    options: dict[str, Any] = {
+    parts = _split(model, data, windows) if windows > 1 else {}
+    count = len(next(iter(data.values())))
+    total, done = count * (1 + bool(parts)), 0
+
+    def advance(position: int, _: int) -> None:
+        if on_feed is not None:
+            on_feed(done + position, total)
+
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        given, prepared = str(Path(folder) / "given.onnx"), str(Path(folder) / "prepared.onnx")
+        written = str(Path(folder) / "int8.onnx")
+        onnx.save(model, given)
+
+        def calibrated(part: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+            reader = _reader(quantization, _Feeds(part, batch, advance))
+            quantization.quantize_static(
+                prepared, written, reader, **_options(quantization, kinds, method)
+            )
+            return onnx.load(written)
+
+        try:
+            quant_pre_process(given, prepared, skip_symbolic_shape=True)
+            result = calibrated(data)
+            own = {}
+            for first, part in parts.items():
+                done = count + sum(len(next(iter(parts[f].values()))) for f in own)
+                own[first] = activation_scales(calibrated(part))
+        except QuantizeError:
+            raise
+        except Exception as error:  # onnxruntime has many kinds
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise QuantizeError(f"onnxruntime cannot quantize {source}: {reason}") from error
+    _finish(result, source)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    properties |= {"ditto.scales": METHODS[method], **(metadata or {})}
+    if own:
+        # A tensor that a window does not move keeps the scale of the whole.
+        scales = tuple(
+            {k: v for k, v in part.items() if v not in (0.0, _STILL)} for part in own.values()
+        )
+        properties[PROPERTY] = Windows(tuple(own), scales).dump()
+        begin = ", ".join(str(first) for first in own)
+        properties["ditto.scales"] += f", {len(own)} windows from timesteps {begin}"
+    helper.set_model_props(result, properties)
+    return result
+
+
+def _options(quantization: Any, kinds: list[str], method: str) -> dict[str, Any]:
+    """Return the options of onnxruntime's tool."""
+    more: dict[str, Any] = {
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
         "OpTypesToExcludeOutputQuantization": kinds,
@@ -206,63 +273,48 @@ def quantize(
     if method == "percentile":
         calibrate = quantization.CalibrationMethod.Percentile
         # Of the magnitudes; otherwise half of it is cut off at each end.
-        options |= {"CalibPercentile": _PERCENTILE, "CalibTensorRangeSymmetric": True}
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        given, prepared = str(Path(folder) / "given.onnx"), str(Path(folder) / "prepared.onnx")
-        written = str(Path(folder) / "int8.onnx")
-        onnx.save(model, given)
-        try:
-            quant_pre_process(given, prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(
-                prepared,
-                written,
-                _reader(quantization, feeds),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=kinds,
-                per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
-                weight_type=quantization.QuantType.QInt8,
-                calibrate_method=calibrate,
-                extra_options=options,
+        more |= {"CalibPercentile": _PERCENTILE, "CalibTensorRangeSymmetric": True}
+    return {
+        "quant_format": quantization.QuantFormat.QDQ,
+        "op_types_to_quantize": kinds,
+        "per_channel": True,
+        "activation_type": quantization.QuantType.QInt8,
+        "weight_type": quantization.QuantType.QInt8,
+        "calibrate_method": calibrate,
+        "extra_options": more,
+    }
+
+
+def _split(
+    model: onnx.ModelProto, data: Mapping[str, NDArray[Any]], windows: int
+) -> dict[int, dict[str, NDArray[Any]]]:
+    """Return the calibration data of each window by its lowest timestep, the noisiest first."""
+    if "timestep" not in data:
+        raise QuantizeError("windows need a model with the input timestep")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    total = Schedule.from_metadata(metadata).train_steps
+    times = data["timestep"].reshape(len(data["timestep"]), -1)[:, 0]
+    result = {}
+    for i in reversed(range(windows)):
+        first, end = (total * k // windows for k in (i, i + 1))
+        chosen = (times >= first) & ((times < end) | (i + 1 == windows))
+        if not chosen.any():
+            raise QuantizeError(
+                f"no calibration sample is of the timesteps {first} to {end - 1}; take fewer "
+                "windows, or more trajectories"
             )
-        except QuantizeError:
-            raise
-        except Exception as error:  # onnxruntime has many kinds
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise QuantizeError(f"onnxruntime cannot quantize {source}: {reason}") from error
-        result = onnx.load(written)
-    _finish(result, source)
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    properties |= {"ditto.scales": METHODS[method], **(metadata or {})}
-    helper.set_model_props(result, properties)
+        result[first] = {name: values[chosen] for name, values in data.items()}
     return result
 
 
 def _load(source: Path | str) -> onnx.ModelProto:
     """Read a float model, and bring it to the opset that the importer knows."""
     try:
-        model = onnx.load(str(source))
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise QuantizeError(f"cannot read model {source}: {error.strerror or error}") from error
-    except Exception as error:  # the parser and the checker have a family each
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise QuantizeError(f"{source} is not a valid ONNX file: {reason}") from error
+        model = read(source)
+    except ModelError as error:
+        raise QuantizeError(str(error)) from error
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise QuantizeError(f"{source} is quantized already; quantize the float model")
-    for tensor in model.graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
-            raise QuantizeError(
-                f"tensor {tensor.name} of {source} is of type "
-                f"{onnx.TensorProto.DataType.Name(tensor.data_type).lower()}; export the model in "
-                "float32"
-            )
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            if not np.isfinite(numpy_helper.to_array(tensor)).all():
-                raise QuantizeError(
-                    f"tensor {tensor.name} of {source} contains values that are no numbers; the "
-                    "training has diverged, or the export is damaged"
-                )
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset == OPSET:
         return model
@@ -395,12 +447,21 @@ def _finish(model: onnx.ModelProto, source: Path | str) -> None:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         scale = tensors.get(node.input[1])
-        values = np.ones(1) if scale is None else numpy_helper.to_array(scale)
+        values = np.ones(0) if scale is None else numpy_helper.to_array(scale)
+        user = users.get(node.output[0], node)
         if not (np.isfinite(values) & (values > 0)).all():
-            user = users.get(node.output[0], node)
             raise QuantizeError(
-                f"tensor {node.input[0]} of node {user.name or user.op_type} in {source} got the "
-                f"scale {values.min():g}; the calibration data never moves it, or overflows"
+                f"tensor {node.input[0]} of node {label(user)} in {source} got the scale "
+                f"{values.min():g}; the calibration data overflows"
+            )
+        if node.op_type == "QuantizeLinear" and (values == _STILL).any():
+            reader = users.get(user.output[0], user)
+            _log.warning(
+                "tensor %s, read by node %s of %s, is zero in all calibration data, and got the "
+                "scale 1; calibrate with data that moves it",
+                node.input[0],
+                label(reader),
+                source,
             )
         raw = tensors.get(node.input[0])
         if node.op_type == "DequantizeLinear" and raw is not None:

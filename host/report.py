@@ -1,13 +1,14 @@
 """What a run took: layer by layer, step by step, in all."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import Counters
 from ditto.host.executor import LayerRun
+from ditto.host.layers import Product
 from ditto.host.program import Placement, Program
 from ditto.host.session import Drawing
 from ditto.sim.memory import Traffic
@@ -75,17 +76,31 @@ def shares(counters: Counters) -> tuple[float, float, float]:
 def describe(placement: Placement) -> tuple[str, str]:
     """Return a layer's kind, such as ``conv 3x3/2``, and its sizes."""
     layer = placement.layer
+    if isinstance(layer, Product):
+        heads, rows, inner, columns = layer.sizes(placement.shape)
+        kind = "product" if heads == 1 else f"product, {heads} heads"
+        return kind, f"{rows} x {inner} -> {columns}"
     height, width = layer.image(placement.shape)
     if layer.kind == "linear":
         return "linear", f"{height * width} x {layer.channels} -> {layer.outputs}"
     kind = f"conv {layer.kernel[0]}x{layer.kernel[1]}"
-    if layer.stride != (1, 1):
+    if layer.is_transposed:
+        height, width = (1, *placement.shape[2:])[-2:]
+        kind = f"transposed {kind}/{layer.spacing[0]}"
+    elif layer.stride != (1, 1):
         kind += f"/{layer.stride[0]}"
+    if layer.groups > 1:
+        kind += f" g{layer.groups}"
     return kind, f"{height}x{width} x {layer.channels} -> {layer.outputs}"
 
 
 def report(
-    drawing: Drawing, program: Program, timesteps: Sequence[int], **facts: Any
+    drawing: Drawing,
+    program: Program,
+    timesteps: Sequence[int],
+    *,
+    on_host: Mapping[str, str] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """Make the report of a run, which can be written as JSON.
 
@@ -97,6 +112,8 @@ def report(
         The program that ran.
     timesteps
         Timesteps of the sampler.
+    on_host
+        Layers that stay on the host, and why.
     facts
         More entries.
     """
@@ -135,9 +152,22 @@ def report(
         "link_share": None if clock is None else 1 - total.counters.cycles / clock,
         "steps_run": len(ran),
         "resent_commands": drawing.resent,
+        "host": _host(drawing, on_host or {}),
         "total": _numbers(total, steps, config),
         "layers": layers,
         "steps": by_step,
+    }
+
+
+def _host(drawing: Drawing, on_host: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the host did itself: its operators' share of the time, and layers among them."""
+    took = dict(sorted(drawing.host_seconds.items(), key=lambda item: -item[1]))
+    own = sum(took.values())
+    total = max(own + drawing.layer_seconds, 1e-9)
+    return {
+        "share": own / total,
+        "operators": {name: seconds / total for name, seconds in took.items()},
+        "layers": dict(on_host),
     }
 
 

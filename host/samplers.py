@@ -1,8 +1,10 @@
 """Samplers: how noise becomes an image, step by step."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ __all__ = [
     "State",
     "denoise",
     "inputs_of",
+    "load_inputs",
     "noise_of",
     "sampler_of",
 ]
@@ -39,8 +42,12 @@ It may return a dictionary with ``latents`` to go on with.
 """
 
 
-PREDICTIONS = ("epsilon", "flow")
-"""What a model predicts: the noise, or the way from the image to the noise (rectified flow)."""
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
+"""What a model predicts, by diffusers' names: the noise, the velocity (Salimans and Ho, 2022), the
+image, or the way from the image to the noise (rectified flow)."""
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+"""How betas grow, by diffusers' names: evenly, evenly in their roots, or by a cosine."""
 
 
 class SamplerError(ValueError):
@@ -49,14 +56,16 @@ class SamplerError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a model was trained: linear betas and a prediction of the noise, or a rectified flow.
+    """How a model was trained: how noise was added, and what it predicts.
 
     Parameters
     ----------
     train_steps
         Number of noising steps.
+    kind
+        How betas grow, see :data:`SCHEDULES`.
     beta_start, beta_end
-        Variance that the first and the last of them add.
+        Variance that the first and the last step add; a cosine has its own.
     clip_sample
         Whether the predicted image is clipped to -1..1 in every step.
     classes
@@ -67,6 +76,7 @@ class Schedule:
     """
 
     train_steps: int = 1000
+    kind: str = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     clip_sample: bool = True
@@ -83,13 +93,14 @@ class Schedule:
             If a property is not a number, or asks for something else than this sampler does.
         """
         values: dict[str, Any] = {}
-        for key, known in (("schedule", ("linear",)), ("prediction", PREDICTIONS)):
-            value = metadata.get(f"ditto.{key}", known[0])
-            if value not in known:
+        known = {"schedule": ("kind", SCHEDULES), "prediction": ("prediction", PREDICTIONS)}
+        for key, (name, choices) in known.items():
+            values[name] = metadata.get(f"ditto.{key}", choices[0])
+            if values[name] not in choices:
                 raise ModelError(
-                    f"the model has ditto.{key} = {value}, but only {', '.join(known)} is known"
+                    f"the model has ditto.{key} = {values[name]}, but only {', '.join(choices)} "
+                    "is known"
                 )
-        values["prediction"] = metadata.get("ditto.prediction", PREDICTIONS[0])
         kinds: dict[str, Callable[[str], Any]] = {
             "train_steps": int,
             "beta_start": float,
@@ -115,20 +126,59 @@ class Schedule:
     @property
     def alphas_cumprod(self) -> NDArray[Any]:
         """Share of signal power that is left after each noising step."""
-        betas = np.linspace(self.beta_start, self.beta_end, self.train_steps)
+        if self.kind == "squaredcos_cap_v2":
+            times = np.arange(self.train_steps + 1) / self.train_steps
+            power = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
+            betas = np.minimum(1.0 - power[1:] / power[:-1], 0.999)
+        elif self.kind == "scaled_linear":
+            first, last = math.sqrt(self.beta_start), math.sqrt(self.beta_end)
+            betas = np.linspace(first, last, self.train_steps) ** 2
+        else:
+            betas = np.linspace(self.beta_start, self.beta_end, self.train_steps)
         return np.cumprod(1.0 - betas)
+
+    def noise_in(
+        self, x: NDArray[np.float32], predicted: NDArray[np.float32], power: float
+    ) -> NDArray[Any]:
+        """Return the noise in an image, from what the model predicts.
+
+        Parameters
+        ----------
+        x
+            The image with noise.
+        predicted
+            The model's output for it.
+        power
+            Share of signal power that is left in it.
+        """
+        if self.prediction == "v_prediction":
+            return math.sqrt(power) * predicted + math.sqrt(1.0 - power) * x
+        if self.prediction == "sample":
+            return (x - math.sqrt(power) * predicted) / math.sqrt(1.0 - power)
+        return predicted
 
 
 class Sampler(Protocol):
-    """How each step goes on from the model's prediction; it keeps nothing between steps."""
+    """How each step goes on from the model's prediction.
+
+    Each sample is drawn with a copy of its own (``copy.deepcopy``), so that a sampler may keep what
+    it likes between steps.
+    """
 
     schedule: Schedule
     #: The timesteps, the noisiest first.
     timesteps: tuple[int, ...]
+    #: Whether a step needs nothing of those before it but what it is given: such a sampler can be
+    #: taken up in the middle.
+    is_memoryless: bool
 
     @property
     def name(self) -> str:
         """How reports call it."""
+        ...
+
+    def begin(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the model sees first, from noise of unit variance."""
         ...
 
     def step(
@@ -173,14 +223,24 @@ def _evenly(schedule: Schedule, steps: int, first: int, last: float) -> tuple[in
 
 
 def _expect_noise(schedule: Schedule, name: str) -> None:
-    if schedule.prediction != "epsilon":
+    if schedule.prediction == "flow":
         raise SamplerError(
-            f"{name} needs a model that predicts noise, but this one has ditto.prediction = "
-            f"{schedule.prediction}; take the sampler euler"
+            f"{name} is for noise that was added step by step, but this model has "
+            f"ditto.prediction = {schedule.prediction}; take the sampler euler"
         )
 
 
-class DDIM:
+class _Plain:
+    """A sampler whose images start as the noise itself, and that keeps nothing between steps."""
+
+    is_memoryless = True
+
+    def begin(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the noise."""
+        return noise
+
+
+class DDIM(_Plain):
     """Denoising diffusion implicit models (Song et al., 2020).
 
     Parameters
@@ -224,6 +284,7 @@ class DDIM:
         power = float(self._power[self.timesteps[index]])
         is_last = index + 1 == len(self.timesteps)
         after = 1.0 if is_last else float(self._power[self.timesteps[index + 1]])
+        noise = self.schedule.noise_in(x, noise, power)
         # Python's floats take the type of the arrays: everything is computed in float32.
         clean: NDArray[Any] = (x - math.sqrt(1.0 - power) * noise) / math.sqrt(power)
         rest: NDArray[Any] = noise
@@ -237,7 +298,7 @@ class DDIM:
         return result.astype(np.float32), clean.astype(np.float32)
 
 
-class DPMSolver:
+class DPMSolver(_Plain):
     """DPM-Solver++(2M): second order, from the estimates of two steps (Lu et al., 2022, alg. 2).
 
     The first step and the last one, which ends without noise, are of first order.
@@ -279,6 +340,7 @@ class DPMSolver:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Do a step, see :meth:`Sampler.step`."""
         power = float(self._power[self.timesteps[index]])
+        noise = self.schedule.noise_in(x, noise, power)
         clean: NDArray[Any] = (x - math.sqrt(1.0 - power) * noise) / math.sqrt(power)
         if self.schedule.clip_sample:
             clean = np.clip(clean, -1.0, 1.0)
@@ -296,7 +358,7 @@ class DPMSolver:
         return result.astype(np.float32), estimate
 
 
-class Euler:
+class Euler(_Plain):
     """Euler's method along the model's probability flow, without fresh noise.
 
     For a prediction of the noise, along the share of noise relative to the signal (Karras et al.,
@@ -347,6 +409,7 @@ class Euler:
             result: NDArray[Any] = x + (after - now) * noise
         else:
             signal, later = self._signal[index], self._signal[index + 1]
+            noise = self.schedule.noise_in(x, noise, signal**2)
             estimate = (x - now * noise) / signal
             result = later * (x / signal + (after / later - now / signal) * noise)
         return result.astype(np.float32), estimate.astype(np.float32)
@@ -356,13 +419,14 @@ SAMPLERS = ("ddim", "ddpm", "dpm++", "euler")
 """Names of the samplers, see :func:`sampler_of`."""
 
 
-def sampler_of(name: str, schedule: Schedule, *, steps: int = 50, eta: float = 0.0) -> Sampler:
+def sampler_of(name: Any, schedule: Schedule, *, steps: int = 50, eta: float = 0.0) -> Sampler:
     """Make a sampler.
 
     Parameters
     ----------
     name
-        One of :data:`SAMPLERS`; ``ddpm`` is ``ddim`` with ``eta = 1``.
+        One of :data:`SAMPLERS`; ``ddpm`` is ``ddim`` with ``eta = 1``. Or a scheduler of the
+        package diffusers, see :class:`ditto.host.schedulers.Scheduler`.
     schedule, steps
         As for :class:`DDIM`, :class:`DPMSolver` and :class:`Euler`.
     eta
@@ -374,6 +438,11 @@ def sampler_of(name: str, schedule: Schedule, *, steps: int = 50, eta: float = 0
         If the sampler does not go with ``eta`` or with what the model predicts, or a number is out
         of range.
     """
+    if not isinstance(name, str):
+        from ditto.host import schedulers
+
+        scheduler: Any = schedulers.Scheduler
+        return scheduler(name, schedule, steps=steps, eta=eta)
     if name == "ddim":
         return DDIM(schedule, steps=steps, eta=eta)
     if eta:
@@ -437,8 +506,8 @@ def denoise(
     array of shape ``shape``
         The image, -1..1.
     """
-    rng = noise_of(seed, sample)
-    x = rng.standard_normal(tuple(shape)).astype(np.float32)
+    rng, sampler = noise_of(seed, sample), copy.deepcopy(sampler)
+    x = sampler.begin(rng.standard_normal(tuple(shape)).astype(np.float32))
     estimate: NDArray[np.float32] | None = None
     first = 0
     if start is not None:
@@ -474,37 +543,102 @@ class Network(Protocol):
 
 
 def inputs_of(
-    model: Network,
+    model: Network, extra: Mapping[str, NDArray[Any]] | None = None
 ) -> tuple[tuple[int, ...], Callable[..., dict[str, NDArray[Any]]]]:
     """Return the shape of a model's sample, and a function that makes its inputs.
 
     The function takes the sample, the timestep and the label.
 
+    Parameters
+    ----------
+    model
+        The model.
+    extra
+        Values of all inputs beyond ``sample``, ``timestep`` and ``label``, such as the embedding of
+        a text: of one sample, without a batch or with a batch of 1.
+
     Raises
     ------
     ModelError
-        If the model is no network that predicts the noise in a sample at a timestep.
+        If the model is no network that predicts the noise in a sample at a timestep, or the extra
+        inputs do not fit it.
     """
-    known = {"sample", "timestep", "label"}
     names = set(model.inputs)
-    if not {"sample", "timestep"} <= names <= known or len(model.outputs) != 1:
+    if not {"sample", "timestep"} <= names or len(model.outputs) != 1:
         raise ModelError(
             f"{model.name} is not a network for denoising: it must have the inputs sample and "
-            f"timestep, perhaps label, and one output, but has {', '.join(model.inputs)} and "
-            f"{len(model.outputs)}"
+            f"timestep and one output, but has {', '.join(model.inputs)} and {len(model.outputs)}"
         )
     shape = model.inputs["sample"][0]
     if len(shape) != 4 or 0 in shape:
         raise ModelError(
             f"input sample of {model.name} must have the shape (1, channels, height, width) with "
-            f"fixed sizes, not ({', '.join(str(size) if size else '?' for size in shape)})"
+            f"fixed sizes, not {_sizes(shape)}; export it with fixed sizes"
         )
+    fixed = _extra(model, extra or {})
 
     def make(x: NDArray[np.float32], timestep: int, label: int) -> dict[str, NDArray[Any]]:
-        values: dict[str, Any] = {"sample": x, "timestep": timestep, "label": label}
+        values: dict[str, Any] = {"sample": x, "timestep": timestep, "label": label, **fixed}
         made = {}
         for name, (size, dtype) in model.inputs.items():
-            made[name] = np.broadcast_to(np.asarray(values[name]).astype(dtype), size)
+            if name not in fixed:
+                values[name] = np.broadcast_to(np.asarray(values[name]).astype(dtype), size)
+            made[name] = values[name]
         return made
 
     return shape, make
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return f"({', '.join(str(size) if size else '?' for size in shape)})"
+
+
+def _extra(model: Network, extra: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the extra inputs with a batch of 1 and in the model's types, after a check."""
+    wanted = [name for name in model.inputs if name not in ("sample", "timestep", "label")]
+    missing = [name for name in wanted if name not in extra]
+    unknown = [name for name in extra if name not in wanted]
+    if missing:
+        sizes = ", ".join(f"{name} of shape {_sizes(model.inputs[name][0])}" for name in missing)
+        raise ModelError(f"{model.name} also takes {sizes}: give them in a file (--inputs NPZ)")
+    if unknown:
+        raise ModelError(
+            f"the file of inputs has {', '.join(unknown)}, which {model.name} does not take; "
+            + (f"it takes {', '.join(wanted)}" if wanted else "it takes no further inputs")
+        )
+    result = {}
+    for name in wanted:
+        shape, dtype = model.inputs[name]
+        values = np.asarray(extra[name])
+        if values.ndim == len(shape) - 1:
+            values = values[None]
+        if values.ndim != len(shape) or any(
+            want and want != got for want, got in zip(shape, values.shape, strict=True)
+        ):
+            raise ModelError(
+                f"input {name} must have the shape {_sizes(shape)}, with or without the batch, not "
+                f"{np.shape(extra[name])}"
+            )
+        if not np.can_cast(values.dtype, dtype, "same_kind"):
+            raise ModelError(f"input {name} is of type {values.dtype}, but the model takes {dtype}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ModelError(f"input {name} contains values that are no numbers")
+        result[name] = values.astype(dtype)
+    return result
+
+
+def load_inputs(path: Path | str) -> dict[str, NDArray[Any]]:
+    """Read extra inputs of a model, or calibration data: an ``.npz`` file, one array per input.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise ModelError(f"cannot read {path}: no such file") from None
+    except Exception as error:  # a damaged archive can be wrong in any way
+        raise ModelError(f"{path} is not a usable .npz file: {error}") from error

@@ -6,8 +6,9 @@ same ones; what they answer must be equal.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -163,27 +164,20 @@ class _Test:
         if not isinstance(device, Device):
             return "none: the golden model is called directly"
         times = [_seconds(device.counters) for _ in range(_ROUND_TRIPS)]
-        rates = []
-        # Longer and longer, until the time is long enough to be measured.
-        rows = 1
-        while True:
-            words = self.random_weights(rows)[0]
-            seconds = _seconds(lambda words=words: device.write_weights(0, 0, words))
-            if seconds > _SECONDS or rows == config.weight_rows:
-                break
-            rows = min(4 * rows, config.weight_rows)
-        rates.append(rows * word_bytes(config.columns, config.weight_bits) / seconds)
-        rows = 1
-        while True:
-            seconds = _seconds(lambda rows=rows: device.read_accumulators(0, rows))
-            if seconds > _SECONDS or rows == config.accumulator_rows:
-                break
-            rows = min(4 * rows, config.accumulator_rows)
-        word = word_bytes(config.columns, config.accumulator_bits)
-        rates.append(rows * config.clusters * word / seconds)
+        words = self.random_weights(config.weight_rows)[0]
+        written = _bytes_per_second(
+            lambda rows: device.write_weights(0, 0, words[:rows]),
+            config.weight_rows,
+            word_bytes(config.columns, config.weight_bits),
+        )
+        read = _bytes_per_second(
+            lambda rows: device.read_accumulators(0, rows),
+            config.accumulator_rows,
+            word_bytes(config.columns, config.accumulator_bits) * config.clusters,
+        )
         text = (
-            f"{1e3 * median(times):.2f} ms for a command, {_rate(rates[0])} written, "
-            f"{_rate(rates[1])} read"
+            f"{1e3 * median(times):.2f} ms for a command, {_rate(written)} written, "
+            f"{_rate(read)} read"
         )
         baud = getattr(device.transport, "baud", None)
         if baud:
@@ -220,7 +214,6 @@ class _Test:
                 # Whole tiles: the last ones may overlap with those before.
                 tiles = min(most, -(-(config.weight_rows - first) // size))
                 first = min(first, config.weight_rows - tiles * size)
-                first, tiles = (first, tiles) if first >= 0 else (0, 1)
                 self.both("write_layers", 0, [_linear(size, size, tiles=tiles, weights=first)])
                 self.run(0, Mode.DENSE, np.eye(size, dtype=np.int64))
                 count += self.compare(0, tiles * size, "weights, read by runs,")
@@ -238,8 +231,7 @@ class _Test:
         for _ in range(2):
             for first in range(0, config.accumulator_rows, most * positions):
                 tiles = min(most, -(-(config.accumulator_rows - first) // positions))
-                first = max(min(first, config.accumulator_rows - tiles * positions), 0)
-                tiles = min(tiles, config.accumulator_rows // positions)
+                first = min(first, config.accumulator_rows - tiles * positions)
                 entry = _linear(positions, channels, tiles=tiles, accumulators=first)
                 self.load(0, entry, self.random_weights(tiles * channels))
                 for mode in Mode:
@@ -312,10 +304,20 @@ class _Test:
         )
 
 
-def _seconds(call: Any) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     call()
     return max(time.perf_counter() - begun, 1e-9)
+
+
+def _bytes_per_second(call: Callable[[int], Any], most: int, size: int) -> float:
+    """Measure a call for so many rows that it takes long enough, or for all of them."""
+    rows = 1
+    while True:
+        seconds = _seconds(partial(call, rows))
+        if seconds > _SECONDS or rows == most:
+            return rows * size / seconds
+        rows = min(4 * rows, most)
 
 
 def _rate(rate: float) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Mode
+from ditto.host.conditioning import Conditioning
 from ditto.host.defo import MakePolicy, Planned, plan
 from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
 from ditto.host.resume import Checkpoint
-from ditto.host.samplers import Sampler, State, denoise, inputs_of
+from ditto.host.samplers import Sampler, State, denoise
 from ditto.sim.golden import Golden
 from ditto.sim.memory import MEMORIES, Memory
 
@@ -45,6 +46,10 @@ class Drawing:
         Clock cycles of all devices in this time, if they tell.
     resent
         Commands that had to be sent more than once.
+    host_seconds
+        Time that the operators took that stay on the host, by operator; of all devices' hosts.
+    layer_seconds
+        Time that the layers took, in the same sense.
     """
 
     images: NDArray[np.float32]
@@ -52,6 +57,8 @@ class Drawing:
     seconds: float = 0.0
     clock_cycles: int | None = None
     resent: int = 0
+    host_seconds: dict[str, float] = field(default_factory=dict)
+    layer_seconds: float = 0.0
 
 
 def draw(
@@ -66,6 +73,7 @@ def draw(
     check: bool = False,
     jobs: int = 1,
     tau: int = 0,
+    conditioning: Conditioning | None = None,
     policy: MakePolicy | None = None,
     memory: Memory = MEMORIES["chip"],
     on_step: OnStep | None = None,
@@ -96,6 +104,8 @@ def draw(
         Number of devices.
     tau
         Differences of at most this magnitude are left in the residual; 0 is exact.
+    conditioning
+        Inputs that are the same in every step, and guidance; the program has as many states.
     policy
         Makes what chooses the mode of each layer and step of a sample. With ``jobs``, several
         threads call it.
@@ -104,18 +114,20 @@ def draw(
     on_step
         Called after each step, by one thread at a time. What it raises ends the drawing.
     checkpoint
-        Takes up what it holds, and keeps what each sample comes to: after each step or, with a
-        threshold, at its end, since then a step depends on all those before it. The result has no
-        runs of what was taken up.
+        Takes up what it holds, and keeps what each sample comes to: after each step or, where a
+        step depends on all those before it (with a threshold, and with some samplers), at its end.
+        The result has no runs of what was taken up.
 
     Raises
     ------
     MismatchError
         If a device differs from the golden model, and ``check`` is on.
     """
-    shape, make_inputs = inputs_of(model)
+    given = conditioning or Conditioning(model)
+    shape = given.shape
     steps = len(sampler.timesteps)
     starts = dict(checkpoint.states) if checkpoint is not None else {}
+    can_go_on = sampler.is_memoryless and tau == 0  # in the middle of a sample
     classes = max(sampler.schedule.classes, 1)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     stop = threading.Event()
@@ -127,15 +139,31 @@ def draw(
         else:
             todo.put(sample)
 
+    # Only scales differ between windows: all programs have the same places and weights.
+    places = [placement.shape for placement in program.layers]
+    programs = [program]
+    if len(model.windows) > 1:
+        programs = [
+            Program(part.layers, places, program.config, states=program.states)
+            for part in model.in_windows
+        ]
+
     def work(device: Accelerator) -> None:
-        own = model.clone()
+        own = model.clone().in_windows
+        window = 0
         executor = Executor(
-            own, program, device, mode=mode, check=check, stop=stop, tau=tau, memory=memory
+            own[0], programs[0], device, mode=mode, check=check, stop=stop, tau=tau, memory=memory
         )
         while True:
             try:
                 sample = todo.get_nowait()
             except queue.Empty:
+                with lock:
+                    for part in own:
+                        for name, took in part.host_seconds.items():
+                            before = result.host_seconds.get(name, 0.0)
+                            result.host_seconds[name] = before + took
+                        result.layer_seconds += part.layer_seconds
                 return
             executor.begin(policy(sample) if policy is not None else None)
             start = starts.get(sample)
@@ -145,14 +173,23 @@ def draw(
             def predict(
                 x: NDArray[np.float32], timestep: int, label: int = sample % classes
             ) -> NDArray[np.float32]:
-                return executor.step(make_inputs(x, timestep, label))[0]
+                nonlocal window
+                last, window = window, model.windows.at(timestep)
+                if window != last:
+                    executor.enter(own[window], programs[window])
+                return given.combine(
+                    [
+                        executor.step(given.inputs(state, x, timestep, label), state)[0]
+                        for state in range(given.states)
+                    ]
+                )
 
             def after(
                 step: int, timestep: int, state: dict[str, Any], sample: int = sample
             ) -> None:
                 runs, executor.runs = executor.runs, []
                 result.runs[sample] += runs
-                if checkpoint is not None and (tau == 0 or step + 1 == steps):
+                if checkpoint is not None and (can_go_on or step + 1 == steps):
                     checkpoint.record(sample, State(step + 1, **state))
                 if on_step is not None:
                     with lock:
@@ -196,7 +233,13 @@ def draw(
 
 
 def foresee(
-    model: Model, program: Program, sampler: Sampler, *, seed: int, memory: Memory
+    model: Model,
+    program: Program,
+    sampler: Sampler,
+    *,
+    seed: int,
+    memory: Memory,
+    conditioning: Conditioning | None = None,
 ) -> MakePolicy:
     """Return the oracle: what takes fewest cycles, waits for the memory included, of all choices.
 
@@ -205,19 +248,19 @@ def foresee(
 
     Parameters
     ----------
-    model, program, sampler, seed, memory
-        As for :func:`draw`.
+    model, program, sampler, seed, memory, conditioning
+        As for :func:`draw`, without guidance.
     """
-    shape, make_inputs = inputs_of(model)
+    given = conditioning or Conditioning(model)
     classes = max(sampler.schedule.classes, 1)
 
     def make(sample: int) -> Planned:
         executor = Executor(model.clone(), program, Golden(program.config), memory=memory)
 
         def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
-            return executor.step(make_inputs(x, timestep, sample % classes))[0]
+            return executor.step(given.inputs(0, x, timestep, sample % classes))[0]
 
-        denoise(predict, sampler, shape, seed=seed, sample=sample)
+        denoise(predict, sampler, given.shape, seed=seed, sample=sample)
         runs: list[list[LayerRun]] = [[] for _ in program.layers]
         for run in executor.runs:
             runs[run.layer].append(run)

@@ -5,6 +5,7 @@ otherwise, with the quantized inputs of its convolutions and matrix products as 
 Nothing but the latest step is kept.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,21 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from ditto.host.check import foreign, label
 from ditto.host.model import Model, ModelError
 from ditto.host.samplers import Sampler, inputs_of, noise_of
+from ditto.host.windows import Windows, activation_scales
 
-__all__ = ["Evaluator", "Product", "Step", "Tensor", "Traced", "draw_batch", "evaluator_of"]
+__all__ = [
+    "Evaluator",
+    "Product",
+    "Step",
+    "Tensor",
+    "Traced",
+    "draw_batch",
+    "evaluator_of",
+    "predictor",
+]
 
 _OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
@@ -82,7 +94,8 @@ class Step(NamedTuple):
     timestep: int
     #: For each tensor, of shape (samples, ...).
     values: list[NDArray[Any]]
-    #: The same in the step before; None in the first.
+    #: The same in the step before; None where nothing is kept: in the first, and where a window
+    #: with other scales begins.
     before: list[NDArray[Any]] | None
 
 
@@ -102,6 +115,7 @@ class _Onnxruntime:
         # Its fused int8 kernels round otherwise than the operators of the file.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
         self._session = ort.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -183,7 +197,7 @@ def evaluator_of(proto: onnx.ModelProto, *, onnxruntime: bool | None = None) -> 
         return _Onnxruntime(proto) if onnxruntime else _Reference(proto)
     except Exception as error:  # each has a family of its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"the model cannot be evaluated: {reason}") from error
+        raise ModelError(f"the model cannot be evaluated: {foreign(proto) or reason}") from error
 
 
 class Traced:
@@ -195,6 +209,8 @@ class Traced:
         The model as read from its file.
     model
         The same, imported.
+    extra
+        Inputs beyond sample, timestep and label, see :func:`ditto.host.samplers.inputs_of`.
     onnxruntime
         Whether to evaluate by onnxruntime; by default where it is installed.
 
@@ -210,6 +226,8 @@ class Traced:
         Evaluates the graph.
     batch : int or None
         Samples that the graph takes at once; None if any number.
+    windows : Windows
+        Parts of the trajectory with scales of their own.
 
     Raises
     ------
@@ -218,10 +236,15 @@ class Traced:
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, model: Model, *, onnxruntime: bool | None = None
+        self,
+        proto: onnx.ModelProto,
+        model: Model,
+        *,
+        extra: Mapping[str, NDArray[Any]] | None = None,
+        onnxruntime: bool | None = None,
     ) -> None:
         self.name = model.name
-        self._shape, self._make = inputs_of(model)
+        self._shape, self._make = inputs_of(model, extra)
         self._onnxruntime = onnxruntime
         self._proto = proto
         self.in_float: dict[str, str] = {}
@@ -231,10 +254,18 @@ class Traced:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
         self._producers = {output: node for node in graph.node for output in node.output}
+        self.windows = Windows.of(proto, model.name)
+        shapes = {name: tuple(self._constants[name].dims) for name in self.windows.names}
+        base = activation_scales(proto)
+        self._scales = [
+            {name: np.full(shapes[name], own.get(name, base[name]), np.float32) for name in shapes}
+            for own in self.windows.scales
+        ]
         found = list(self._find())
         self._names = list(dict.fromkeys(name for _, _, names in found for name in names))
         if not self._names:
             raise ModelError(f"{self.name} has no layer with a quantized activation")
+        self._outputs = [node.output[0] for _, node, _ in found]
         self.evaluator = self._rewritten(lossy=False)
         self._lossy: Evaluator | None = None
         self.batch = self._probe(found)
@@ -273,10 +304,14 @@ class Traced:
         if tau and self._lossy is None:
             self._lossy = self._rewritten(lossy=True)
         before: list[NDArray[Any]] | None = None
-        step = 0
+        step = window = 0
 
         def predict(feed: dict[str, NDArray[Any]], timestep: int) -> NDArray[np.float32]:
-            nonlocal before, step
+            nonlocal before, step, window
+            last, window = window, self.windows.at(timestep)
+            if window != last:
+                before = None
+            feed = feed | self._scales[window]
             if tau and self._lossy is not None:
                 # In the first step everything counts as a large difference.
                 old = before or [
@@ -290,7 +325,12 @@ class Traced:
                 outputs = self._lossy.run(feed)
             else:
                 outputs = self.evaluator.run(feed)
-            values = outputs[1:]
+            count = len(self._names)
+            sums = outputs[1 + count : 1 + 2 * count]
+            if not np.isfinite(outputs[0]).all() or np.isnan(sums).any():
+                own = self.windows.apply(self._proto, window)
+                raise ModelError(_diverged(own, self.name, feed, timestep))
+            values = outputs[1 : 1 + count]
             if on_step is not None:
                 on_step(Step(step, timestep, values, before))
             before, step = values, step + 1
@@ -299,6 +339,11 @@ class Traced:
         return draw_batch(
             predict, self._make, self._shape, sampler, samples, seed=seed, classes=classes
         )
+
+    def scales(self, index: int) -> list[float]:
+        """Return the scale of a tensor in each window."""
+        name = self._producers[self._names[index]].input[1]
+        return [own.get(name, self.tensors[index].scale) for own in self.windows.scales]
 
     def _dtype(self, index: int) -> Any:
         return np.int8 if self.tensors[index].low < 0 else np.uint8
@@ -332,6 +377,7 @@ class Traced:
     def _rewritten(self, *, lossy: bool) -> Evaluator:
         """Return an evaluator of the graph with the quantized tensors as further outputs.
 
+        After them come the sums of their float sources, and the shapes of the products' outputs.
         If lossy, a tensor keeps the value of the step before wherever it changed by at most tau.
         """
         proto = onnx.ModelProto()
@@ -346,11 +392,32 @@ class Traced:
             del graph.node[:]
             graph.node.extend(nodes)
             graph.input.append(helper.make_tensor_value_info("ditto/tau", TensorProto.INT32, []))
+        self._open_scales(graph)
         for name in self._names:
             info = onnx.ValueInfoProto(name=name)
             info.type.tensor_type.elem_type = self._kind(name)
             graph.output.append(info)
+        # Quantizers turn what is no number into one: their inputs are summed up to see it.
+        for name in self._names:
+            source = self._producers[name].input[0]
+            graph.node.append(helper.make_node("ReduceSum", [source], [f"{name}/sum"], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(f"{name}/sum", TensorProto.FLOAT, []))
+        for name in self._outputs:
+            graph.node.append(helper.make_node("Shape", [name], [f"{name}/shape"]))
+            graph.output.append(
+                helper.make_tensor_value_info(f"{name}/shape", TensorProto.INT64, None)
+            )
         return evaluator_of(proto, onnxruntime=self._onnxruntime)
+
+    def _open_scales(self, graph: onnx.GraphProto) -> None:
+        """Turn the scales that differ between windows into inputs."""
+        names = self.windows.names
+        kept = [tensor for tensor in graph.initializer if tensor.name not in names]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        for name in names:
+            shape = list(self._constants[name].dims)
+            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def _kind(self, name: str) -> int:
         points = self._producers[name].input[2:]
@@ -380,26 +447,15 @@ class Traced:
     def _probe(self, found: list[tuple[str, onnx.NodeProto, tuple[str, ...]]]) -> int | None:
         """Evaluate one sample for the shapes, and two to see whether the graph takes them."""
         one = self._make(np.zeros(self._shape, np.float32), 0, 0)
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self._proto)
-        wanted = [*self._names, *(node.output[0] for _, node, _ in found)]
-        have = [output.name for output in proto.graph.output]
-        proto.graph.output.extend(
-            onnx.ValueInfoProto(name=name) for name in wanted if name not in have
-        )
-        for output in proto.graph.output:
-            if not output.type.HasField("tensor_type"):
-                kind = self._kind(output.name) if output.name in self._names else TensorProto.FLOAT
-                output.type.tensor_type.elem_type = kind
         try:
-            values = evaluator_of(proto, onnxruntime=self._onnxruntime).run(one)
-        except ModelError:
-            raise
+            values = self.evaluator.run(one | self._scales[0])
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ModelError(f"{self.name} cannot be evaluated: {reason}") from error
-        names = [output.name for output in proto.graph.output]
-        shapes = {name: np.shape(value) for name, value in zip(names, values, strict=True)}
+        count = len(self._names)
+        shapes = {n: np.shape(v) for n, v in zip(self._names, values[1 : 1 + count], strict=True)}
+        for (_, node, _), shape in zip(found, values[1 + 2 * count :], strict=True):
+            shapes[node.output[0]] = tuple(int(size) for size in shape)
         self.tensors = tuple(self._tensor(name, shapes[name]) for name in self._names)
         dependent = {"sample"}
         for node in self._proto.graph.node:
@@ -410,10 +466,11 @@ class Traced:
             for label, node, names in found
         )
         try:
-            two = self.evaluator.run({k: np.concatenate([v, v]) for k, v in one.items()})
+            pair = {name: np.concatenate([values, values]) for name, values in one.items()}
+            two = self.evaluator.run(pair | self._scales[0])
             if all(
                 np.shape(value) == (2 * shapes[name][0], *shapes[name][1:])
-                for name, value in zip(self._names, two[1:], strict=True)
+                for name, value in zip(self._names, two[1:], strict=False)
             ):
                 return None
         except Exception:  # whatever is fixed in the graph
@@ -478,6 +535,68 @@ class Traced:
         )
 
 
+def predictor(
+    proto: onnx.ModelProto, name: str, *, onnxruntime: bool | None = None
+) -> Callable[..., NDArray[np.float32]]:
+    """Return a model's first output as a function of its inputs, and of the timestep if any.
+
+    Parameters
+    ----------
+    proto
+        The model.
+    name
+        How messages call it.
+    onnxruntime
+        Whether to evaluate by onnxruntime; by default where it is installed.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be evaluated; in calls also if it makes values that are no numbers.
+    """
+    evaluator = evaluator_of(proto, onnxruntime=onnxruntime)
+
+    def predict(
+        feed: Mapping[str, NDArray[Any]], timestep: int | None = None
+    ) -> NDArray[np.float32]:
+        try:
+            result = evaluator.run(feed)[0]
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(f"{name} cannot be evaluated: {reason}") from error
+        if not np.isfinite(result).all():
+            raise ModelError(_diverged(proto, name, feed, timestep))
+        return result
+
+    return predict
+
+
+def _diverged(
+    proto: onnx.ModelProto, name: str, feed: Mapping[str, NDArray[Any]], timestep: int | None
+) -> str:
+    """Say where the values of a model stop being numbers."""
+    every = onnx.ModelProto()
+    every.CopyFrom(proto)
+    nodes = [node for node in every.graph.node if node.op_type != "Constant"]
+    del every.graph.output[:]
+    every.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in nodes)
+    inputs = {value.name for value in every.graph.input}
+    text = f"{name} makes values that are no numbers"
+    text += f" at timestep {timestep}" if timestep is not None else ""
+    try:
+        given = {key: values for key, values in feed.items() if key in inputs}
+        outputs = _Reference(every).run(given)
+    except Exception:  # what can't be evaluated here is no news beside the other
+        return text
+    for node, values in zip(nodes, outputs, strict=True):
+        if np.asarray(values).dtype.kind == "f" and not np.isfinite(values).all():
+            return (
+                f"{text}: first in tensor {node.output[0]} of node {label(node)}; check the "
+                "weights before it, and that the inputs are what it was trained with"
+            )
+    return text
+
+
 def draw_batch(
     predict: Callable[[dict[str, NDArray[Any]], int], NDArray[np.float32]],
     make: Callable[..., dict[str, NDArray[Any]]],
@@ -502,7 +621,12 @@ def draw_batch(
         As for :meth:`Traced.run`.
     """
     sources = [noise_of(seed, sample) for sample in samples]
-    x = [rng.standard_normal(tuple(shape)).astype(np.float32) for rng in sources]
+    # A sampler may keep what it likes from step to step of a sample.
+    samplers = [copy.deepcopy(sampler) for _ in samples]
+    x = [
+        own.begin(rng.standard_normal(tuple(shape)).astype(np.float32))
+        for own, rng in zip(samplers, sources, strict=True)
+    ]
     estimates: list[NDArray[np.float32] | None] = [None] * len(x)
     for index, timestep in enumerate(sampler.timesteps):
         made = [
@@ -511,6 +635,6 @@ def draw_batch(
         ]
         feed = {name: np.concatenate([one[name] for one in made]) for name in made[0]}
         noise = predict(feed, timestep)
-        for i, rng in enumerate(sources):
-            x[i], estimates[i] = sampler.step(index, noise[i : i + 1], x[i], rng, estimates[i])
+        for i, (own, rng) in enumerate(zip(samplers, sources, strict=True)):
+            x[i], estimates[i] = own.step(index, noise[i : i + 1], x[i], rng, estimates[i])
     return np.concatenate(x)

@@ -82,8 +82,8 @@ class SimulatedBoard:
         A netlist is compiled with less effort, or it would take many minutes.
         """
         self = cls.__new__(cls)
-        effort = {"optimize": "-O1"} if is_netlist else {}
-        self._open(verilate.build(verilog, progress=progress, **effort), cycles_per_byte)
+        library = verilate.build(verilog, progress=progress, quickly=is_netlist)
+        self._open(library, cycles_per_byte)
         return self
 
     def _open(self, library: Path, cycles_per_byte: int) -> None:

@@ -18,7 +18,7 @@ from amaranth.lib.wiring import In, Out
 
 from ditto.fpga.boards import Board, board_of
 from ditto.fpga.families import ECP5, ICE40, Family
-from ditto.fpga.generate import without_collisions
+from ditto.fpga.generate import for_yosys
 from ditto.fpga.tools import ToolError, find
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
@@ -104,7 +104,7 @@ def netlist_verilog(
     text = files["top.il"]
     rtlil = text.decode() if isinstance(text, bytes) else text
     netlist = map_cells(
-        without_collisions(rtlil, "top.device"), board.family, timeout=timeout, progress=progress
+        for_yosys(rtlil, "top.device"), board.family, timeout=timeout, progress=progress
     )
     line = line_verilog(_Pins(board, platform), frequency=board.frequency, baud=baud)
     return line + netlist

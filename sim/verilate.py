@@ -44,6 +44,7 @@ _VERILATOR_FLAGS = [
 
 # -O2 and the machine's common instructions: neither -O3 nor -march=native was faster.
 _OPTIMIZE = "-O2"
+_OPTIMIZE_QUICKLY = "-O1"
 _COMPILE_FLAGS = [
     *("-std=gnu++20", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
     # zig turns this on where nothing is optimized.
@@ -99,7 +100,7 @@ def build(
     *,
     progress: Callable[[str], None] | None = None,
     timeout: float = 900.0,
-    optimize: str = _OPTIMIZE,
+    quickly: bool = False,
 ) -> Path:
     """Return the shared library that simulates a device; :mod:`ditto.sim.board` drives it.
 
@@ -115,8 +116,8 @@ def build(
         Called with a line of text for each step; nothing is called when the cache has the result.
     timeout
         Most seconds for each tool, and for waiting for a build by another process.
-    optimize
-        Option of the C++ compiler; ``-O1`` for a netlist, which otherwise takes it many minutes.
+    quickly
+        Optimize less. A netlist would take the C++ compiler many minutes otherwise.
 
     Raises
     ------
@@ -133,7 +134,9 @@ def build(
         _OPTIMIZE,
     ]
     runtime_key = _digest(*identity)
-    if optimize != _OPTIMIZE:
+    optimize = _OPTIMIZE
+    if quickly:
+        optimize = _OPTIMIZE_QUICKLY
         identity.append(optimize)
     key = _digest(
         verilog, _SHIM.read_text(encoding="utf-8"), *identity, *_VERILATOR_FLAGS, *_LINK_FLAGS

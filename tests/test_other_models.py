@@ -9,8 +9,11 @@ import pytest
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import Mode
+from ditto.host.boards import open_device
+from ditto.host.layers import Product
 from ditto.host.model import Model
 from ditto.host.program import Program, suggest
+from ditto.host.quantize import draw_calibration, quantize
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw
 from ditto.sim.golden import Golden
@@ -70,6 +73,8 @@ def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Pa
     )
     model = Model.load(target)
     assert len(model.layers) > 10
+    assert not model.on_host
+    assert sum(isinstance(layer, Product) for layer in model.layers) >= 6
     shapes = model.shapes()
     config = suggest(model.layers, shapes, Config(clusters=2, columns=16, item_depth=4096))
     program = Program(model.layers, shapes, config)
@@ -80,3 +85,32 @@ def test_quantized_by_onnxruntime_and_run_by_differences(name: str, tmp_path: Pa
     ]
     assert images[0].tobytes() == images[1].tobytes()
     assert np.abs(images[0]).max() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits8-dit", "mnist16-unet-attention"])
+def test_hardware_computes_and_counts_what_the_golden_model_does(name: str) -> None:
+    pytest.importorskip("onnxruntime")
+    source = MODELS / f"{name}.onnx"
+    if not source.is_file():
+        pytest.skip(f"{source.name} is not there")
+    model = Model(quantize(source, draw_calibration(source, samples=1)))
+    assert not model.on_host
+    shapes = model.shapes()
+    config = suggest(model.layers, shapes, Config(clusters=2, columns=16, item_depth=4096))
+    program = Program(model.layers, shapes, config)
+    sampler = DDIM(Schedule.from_metadata(model.metadata), steps=50)
+    sampler.timesteps = sampler.timesteps[:8]
+
+    def run(board: str, mode: Mode) -> Any:
+        device = open_device(board, config)
+        return draw(model, program, lambda: device, sampler, samples=1, mode=mode)
+
+    dense, golden = run("golden", Mode.DENSE), run("golden", Mode.TEMPORAL)
+    hardware = run("sim", Mode.TEMPORAL)
+    assert hardware.images.tobytes() == golden.images.tobytes() == dense.images.tobytes()
+    assert [
+        run._replace(counters=run.counters._replace(stall_link=0)) for run in hardware.runs[0]
+    ] == golden.runs[0]
+    modes = [r.mode for r in golden.runs[0] if isinstance(model.layers[r.layer], Product)]
+    assert 2 * modes.count(Mode.TEMPORAL) > len(modes)

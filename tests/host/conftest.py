@@ -109,6 +109,31 @@ def denoiser(seed: int = 0, size: int = 6, channels: int = 6) -> onnx.ModelProto
     return g.model(y)
 
 
+def float_denoiser(seed: int = 0, size: int = 6, channels: int = 4) -> onnx.ModelProto:
+    """Return a float network that takes sample and timestep; its activations grow with it."""
+    rng = np.random.default_rng(seed)
+    g = Graph()
+    x = g.input("sample", ["batch", 1, size, size])
+    t = g.node("Cast", g.input("timestep", ["batch"], TensorProto.INT64), to=TensorProto.FLOAT)
+
+    def weights(*shape: int) -> str:
+        return g.constant(rng.standard_normal(shape) / 4, np.float32)
+
+    h = g.node("Conv", x, weights(channels, 1, 3, 3), name="first", pads=[1, 1, 1, 1])
+    t = g.node("Mul", g.node("Reshape", t, g.constant([-1, 1, 1, 1])), g.constant(0.01, np.float32))
+    h = g.node("Mul", h, g.node("Add", t, g.constant(1.0, np.float32)))
+    h = g.node("Mul", h, g.node("Sigmoid", h))
+    y = g.node("Conv", h, weights(1, channels, 3, 3), name="second", pads=[1, 1, 1, 1])
+    return g.model(y)
+
+
+@pytest.fixture
+def float_file(tmp_path: Any) -> Any:
+    path = tmp_path / "float.onnx"
+    onnx.save(float_denoiser(), path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def make_graph() -> type[Graph]:
     return Graph

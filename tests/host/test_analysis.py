@@ -17,7 +17,8 @@ from ditto.host import page
 from ditto.host.advice import advice, thresholds
 from ditto.host.analysis import CLASSES, Analysis, Setting, analyze, neighbour
 from ditto.host.executor import Executor
-from ditto.host.model import Model
+from ditto.host.layers import Linear
+from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.host.samplers import DDIM, Schedule, denoise, inputs_of
 from ditto.host.table import write_csv
@@ -65,6 +66,44 @@ def test_figures_are_those_of_the_device(
 ) -> None:
     if onnxruntime:
         pytest.importorskip("onnxruntime")
+    compare_with_the_device(denoiser_proto, onnxruntime, tau)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_another_quantizer(float_file: Path, tmp_path: Path, symmetric: bool) -> None:
+    """Asymmetric uint8 activations, outputs quantized too, one scale for all weights of a layer."""
+    pytest.importorskip("onnxruntime")
+    from onnxruntime import quantization
+
+    feeds = [
+        {"sample": np.full((1, 1, 6, 6), v, np.float32), "timestep": np.array([t])}
+        for v, t in ((-2, 0), (1.5, 500), (1, 999))
+    ]
+
+    class Reader(quantization.CalibrationDataReader):
+        rest = iter(feeds)
+
+        def get_next(self) -> Any:
+            return next(self.rest, None)
+
+    quantization.quantize_static(
+        str(float_file),
+        str(tmp_path / "int8.onnx"),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=symmetric,
+        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+    )
+    proto = onnx.load(tmp_path / "int8.onnx")
+    points = [layer.zero_point for layer in Model(proto).layers if isinstance(layer, Linear)]
+    assert len(points) == 2 and (points == [128, 128] if symmetric else 128 not in points)
+    compare_with_the_device(proto, True, 0)
+
+
+def compare_with_the_device(denoiser_proto: onnx.ModelProto, onnxruntime: bool, tau: int) -> None:
     seen, executor, images = on_the_device(denoiser_proto, tau)
     setting = Setting(STEPS, 0.5, tau)
     result = analyze(
@@ -80,6 +119,7 @@ def test_figures_are_those_of_the_device(
     assert list(layers) == [layer.name for layer in model.layers]
     for i, layer in enumerate(model.layers):
         entry = layers[layer.name]
+        assert isinstance(layer, Linear)
         values = np.stack(seen[i]).reshape(SAMPLES, STEPS, -1)
         for step in range(1, STEPS):
             deltas = values[:, step] - values[:, step - 1]
@@ -147,6 +187,32 @@ def test_facts(result: Analysis) -> None:
         assert sum(histogram["counts"]) == 2 * 36 * (run["steps"] - 1)
 
 
+def test_frechet_distance_by_a_network(denoiser_proto: onnx.ModelProto, make_graph: Any) -> None:
+    g = make_graph()
+    x = g.input("pixels", ["batch", 1, 6, 6])
+    mean = g.node("ReduceMean", x, g.constant([1, 2, 3]), keepdims=0)
+    net = g.model(g.node("Unsqueeze", mean, g.constant([1])))
+
+    def found(samples: int, features: onnx.ModelProto | None) -> Any:
+        facts = analyze(
+            denoiser_proto,
+            [Setting(2)],
+            config=config_of(denoiser_proto),
+            samples=samples,
+            exact=denoiser_proto,
+            features=features,
+        ).facts
+        return facts["frechet"], facts["runs"][0]["quality"]["float"]["frechet"]
+
+    given = {"features": 1, "net": "given", "images_needed": 4}
+    # The network that is compared with itself.
+    assert found(4, net) == (given, pytest.approx(0, abs=1e-9))
+    assert found(3, net) == (given, None)
+    assert found(3, None) == ({"features": 16, "net": "random", "images_needed": 64}, None)
+    with pytest.raises(ModelError, match="the feature network must have one input, not sample, t"):
+        found(4, denoiser_proto)
+
+
 def test_thresholds(result: Analysis) -> None:
     (entry,) = result.facts["threshold"]
     assert (entry["steps"], entry["against"]) == (4, "lossless")
@@ -206,6 +272,25 @@ def test_page_is_whole_and_needs_nothing_else(result: Analysis, tmp_path: Path) 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
+def browse(page: Path, *words: str) -> str:
+    """Open a page in a browser of its own; return what it prints."""
+    assert CHROMIUM is not None
+    quiet = ["first-run", "default-browser-check", "pdf-header-footer", "sandbox"]
+    quiet = [f"--no-{name}" for name in quiet]
+    quiet += [
+        f"--disable-{n}" for n in ("gpu", "background-networking", "component-update", "sync")
+    ]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    done = subprocess.run(
+        [CHROMIUM, "--headless", *quiet, profile, *words, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
@@ -226,12 +311,9 @@ def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
     </script>"""
     path = tmp_path / "page.html"
     path.write_text(page.render(result).replace("</html>", probe + "</html>"), "utf-8")
-    assert CHROMIUM is not None
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120)
-    found = re.search(r"\[([^\]]*)\|([^\]]*)\]\[([^\]]*)\]\[([^\]]*)\]", done.stdout)
-    assert found is not None, done.stderr
+    output = browse(path, "--window-size=500,800", "--dump-dom")
+    found = re.search(r"\[([^\]]*)\|([^\]]*)\]\[([^\]]*)\]\[([^\]]*)\]", output)
+    assert found is not None, output
     layers = result.facts["runs"][0]["layers"]
     zeros = sorted((layer["temporal"]["zero"] for layer in layers), reverse=True)
     texts = [f"{100 * zero:.1f}" for zero in zeros]
@@ -241,3 +323,13 @@ def test_page_in_a_browser(result: Analysis, tmp_path: Path) -> None:
     zero = round(100 * last["by_step"]["temporal"]["zero"][-1], 1)
     assert found[3] == f"{last['name']}, step 3: {zero:g} %"
     assert int(found[4]) <= 0
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_page_on_paper(result: Analysis, tmp_path: Path) -> None:
+    """What is closed on the screen is not printed: a few pages, however many runs."""
+    path, paper = tmp_path / "page.html", tmp_path / "page.pdf"
+    path.write_text(page.render(result), "utf-8")
+    browse(path, f"--print-to-pdf={paper}")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", paper.read_bytes())) <= 6

@@ -11,7 +11,7 @@ from ditto.hdl.config import Config, demo
 from ditto.hdl.protocol import Mode
 from ditto.host.bench import BOUNDS, compare_builds, fitting, macs, measure
 from ditto.host.boards import open_device
-from ditto.host.model import Model
+from ditto.host.model import Linear, Model
 from ditto.host.performance import page
 from ditto.host.program import PlacementError, Program
 from ditto.host.roofline import roofline
@@ -89,6 +89,7 @@ def test_macs_leave_the_padding_out(model: Model) -> None:
     # Too many input channels to gather taps, too few columns to scatter them.
     program = Program(model.layers, model.shapes(), replace(demo, channels=8, columns=4))
     last = program.layers[-1]
+    assert isinstance(last.layer, Linear)
     assert (last.layer.channels, last.layer.outputs) == (6, 1)
     # 3 x 3 taps at 6 x 6 positions, of which each side loses 6 in three taps.
     assert macs(last) == (3 * 6 - 2) ** 2 * 6

@@ -260,7 +260,7 @@ def test_generate_passes_the_configuration(
 
     seen = []
 
-    def write(config: Config, output: Path, platform: object) -> tuple[Path, Path]:
+    def write(config: Config, output: Path, platform: object, axi: bool) -> tuple[Path, Path]:
         seen.append((config, platform))
         return output, output.with_suffix(".json")
 

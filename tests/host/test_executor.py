@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import Counters, Mode
 from ditto.host.executor import Executor, MismatchError, Stopped
+from ditto.host.layers import Linear
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Program, suggest
 from ditto.sim.golden import Golden
@@ -87,6 +88,7 @@ def test_temporal_equals_dense_equals_the_definition(
 def test_the_accumulators_are_the_integer_convolution(denoiser_proto: onnx.ModelProto) -> None:
     executor, _ = executor_of(denoiser_proto)
     layer = executor.model.layers[0]
+    assert isinstance(layer, Linear)
     rng = np.random.default_rng(3)
     for _ in range(3):
         x = rng.standard_normal((1, 1, 6, 6)).astype(np.float32)
@@ -129,8 +131,9 @@ def test_counts(denoiser_proto: onnx.ModelProto) -> None:
         entries = [band.entry for band in placement.bands]
         deltas = sum(entry["positions"] * entry["channels"] for entry in entries)
         assert counters.zero + counters.narrow + counters.wide == deltas
-        copies = placement.copies(config)
-        assert run.products * copies == counters.items * placement.lowered.layer.outputs
+        (part,) = placement.parts
+        copies = part.copies(config)
+        assert run.products * copies == counters.items * part.lowered.layer.outputs
         assert run.products <= config.multipliers * counters.cycles
 
 
@@ -184,6 +187,7 @@ def test_threshold_leaves_small_differences_in_the_residual(
 ) -> None:
     executor, _ = executor_of(denoiser_proto, tau=2, check=True)
     layer = executor.model.layers[0]
+    assert isinstance(layer, Linear)
     rng = np.random.default_rng(5)
     x = rng.standard_normal((1, 1, 6, 6), np.float32)
     taken = layer.quantize(x)  # the first step is dense: everything counts

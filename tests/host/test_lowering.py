@@ -28,7 +28,7 @@ def layer_of(outputs: int, channels: int, **geometry: Any) -> Linear:
 
 
 def kind_of(layer: Linear) -> str:
-    lowered = lower(layer, (1, layer.channels, 8, 8), CONFIG)
+    (lowered,) = lower(layer, (1, layer.channels, 8, 8), CONFIG)
     if lowered.gather is not None:
         return "gather"
     return "as it is" if lowered.scatter is None else "scatter"
@@ -54,7 +54,7 @@ def test_what_is_lowered(outputs: int, channels: int, geometry: dict[str, Any], 
 
 def test_a_scattered_layer_sums_its_taps_on_the_host() -> None:
     layer = layer_of(1, 16, kernel=(3, 3), pads=(1, 1, 1, 1))
-    lowered = lower(layer, (1, 16, 4, 4), CONFIG)
+    (lowered,) = lower(layer, (1, 16, 4, 4), CONFIG)
     assert (lowered.layer.outputs, lowered.layer.taps, lowered.shape) == (9, 1, (16, 16))
     ones = np.ones((16, 9), np.int64)
     # A corner has four taps inside the image, an edge six, the middle nine.
@@ -64,7 +64,7 @@ def test_a_scattered_layer_sums_its_taps_on_the_host() -> None:
 
 def test_gathered_windows_are_zero_outside_the_image() -> None:
     layer = layer_of(16, 1, kernel=(3, 3), pads=(1, 1, 1, 1))
-    lowered = lower(layer, (1, 1, 4, 4), CONFIG)
+    (lowered,) = lower(layer, (1, 1, 4, 4), CONFIG)
     windows = lowered.deltas(np.arange(1, 17)[:, None])
     assert windows.shape == (16, 9)
     assert windows[0].tolist() == [0, 0, 0, 0, 1, 2, 0, 5, 6]

@@ -13,6 +13,7 @@ from ditto.host import cli
 from ditto.host.analysis import Setting
 from ditto.host.costs import LayerCosts, count_items
 from ditto.host.defo import POLICIES, costs_of, policy_of
+from ditto.host.layers import Linear
 from ditto.host.model import Model
 from ditto.host.policies import SIMULATED, Recording, compare, player, record, replay, saved
 from ditto.host.program import Program
@@ -88,10 +89,13 @@ def test_spatial_cycles_are_those_of_their_rows(
     for placement in recording.placements:
         values = rng.integers(-128, 128, (1, *placement.shape[1:])).astype(np.int16)
         cycles, digits = LayerCosts(placement, config).spatial(values)
-        rows = np.moveaxis(values[0], 0, -1) if placement.layer.kind == "conv" else values[0]
-        rows = placement.lowered.deltas(rows.reshape(-1, placement.layer.channels))
+        layer = placement.layer
+        assert isinstance(layer, Linear)
+        (part,) = placement.parts
+        rows = np.moveaxis(values[0], 0, -1) if layer.kind == "conv" else values[0]
+        rows = part.lowered.deltas(rows.reshape(-1, layer.channels))
         want = count = 0
-        for band in placement.bands:
+        for band in part.bands:
             deltas, index = spatial(rows[band.inputs], band.entry)
             low, high = (own.sum(axis=1)[index].sum(axis=1) for own in items(deltas, config))
             lengths = row_lengths(low, high, config)

@@ -62,14 +62,18 @@ def shape_of(layer: Linear, image: tuple[int, int]) -> tuple[int, ...]:
 
 def run(program: Program, device: Golden, index: int, q: np.ndarray) -> np.ndarray:
     placement = program.layers[index]
-    lowered = placement.lowered
-    deltas = lowered.deltas(q - placement.layer.zero_point)
-    parts = []
-    for band in placement.bands:
-        device.write_deltas(band.number, deltas[band.inputs])
-        device.run(band.number, Mode.DENSE)
-        parts.append(placement.read(device, band))
-    return lowered.outputs(np.concatenate(parts))
+    layer = placement.layer
+    assert isinstance(layer, Linear)
+    outputs = []
+    for part in placement.parts:
+        deltas = part.lowered.deltas(q - layer.zero_point)
+        rows = []
+        for band in part.bands:
+            device.write_deltas(band.number, deltas[band.inputs])
+            device.run(band.number, Mode.DENSE)
+            rows.append(part.read(device, band))
+        outputs.append(part.lowered.outputs(np.concatenate(rows)))
+    return np.concatenate(outputs, axis=1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -142,7 +146,8 @@ def test_positions_and_tiles_are_spread_over_the_clusters(
     layer = layer_of(outputs=outputs, channels=7, kind="linear")
     program = Program([layer], [(1, positions, 7)], CONFIG)
     (placement,) = program.layers
-    assert (placement.split, placement.tiles) == (split, tiles)
+    (part,) = placement.parts
+    assert (part.split, part.tiles) == (split, tiles)
     entry = placement.bands[0].entry
     assert (entry["split"], entry["tiles"]) == (split, tiles)
     assert program.weight_rows == tiles * 7
@@ -217,12 +222,36 @@ def test_layer_that_no_device_takes() -> None:
         suggest([layer_of(1, 6000, kind="linear")], [(1, 1, 6000)], CONFIG)
 
 
-def test_weights_that_packed_multipliers_cannot_take() -> None:
-    layer = layer_of()
-    layer.weights[1, 0, 1] = -128
-    with pytest.raises(PlacementError, match="layer0 has a weight of -128.*--multiplier lut"):
-        Program([layer], [(1, 3, 2, 2)], CONFIG)
-    Program([layer], [(1, 3, 2, 2)], replace(CONFIG, multiplier=Multiplier.LUT))
+@pytest.mark.parametrize("multiplier", list(Multiplier))
+@pytest.mark.parametrize("groups", [1, 2])
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.integers(-140, 140))
+def test_weights_that_multipliers_cannot_take_are_added_by_the_host(
+    multiplier: Multiplier, groups: int, seed: int, shift: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    layer = layer_of(4, 3, seed, kernel=(3, 2), stride=(2, 1), pads=(1, 1, 1, 0), groups=groups)
+    wide = rng.integers(-128, 128, layer.weights.shape) + rng.integers(0, 2, (4, 1, 1)) * shift
+    wide[0, 0, 0], wide[0, 0, 1] = -128, 127
+    layer = replace(layer, weights=np.clip(wide, -255, 255).astype(np.int16), zero_point=-5)
+    shape = (1, 3 * groups, 5, 4)
+    config = suggest([layer], [shape], replace(CONFIG, multiplier=multiplier))
+    program = Program([layer], [shape], config)
+    device = Golden(config)
+    program.load(device)
+    q = rng.integers(-128, 128, (20, 3 * groups))
+    got = run(program, device, 0, q)
+    rest = program.layers[0].rest
+    if rest is not None:
+        got = got + rest.sums(q - layer.zero_point)
+    want = [
+        plain(replace(layer, weights=weights, groups=1), q[:, 3 * i : 3 * i + 3], (5, 4))
+        for i, weights in enumerate(np.split(layer.weights, groups))
+    ]
+    np.testing.assert_array_equal(got, np.concatenate(want, axis=1))
+    assert (rest is None) == (
+        layer.weights.min() >= config.min_weight and layer.weights.max() <= 127
+    )
 
 
 def test_taps_of_a_band_stay_inside_it() -> None:

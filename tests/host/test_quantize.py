@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from ditto.host.layers import Linear
 from ditto.host.model import Model
 from ditto.host.quantize import QuantizeError, load_calibration, quantize
 
@@ -41,6 +42,7 @@ def test_scales(source: Path) -> None:
     done: list[tuple[int, int]] = []
     exact = quantize(source, data, batch=8, on_feed=lambda a, b: done.append((a, b)))
     layer = Model(exact).layers[0]
+    assert isinstance(layer, Linear)
     assert layer.input_scale == pytest.approx(magnitudes.max() / 127, rel=1e-5)
     assert layer.weights.min() == -127 and layer.zero_point == 0
     assert layer.weight_scales[0] == pytest.approx(2 / 127, rel=1e-5)
@@ -48,8 +50,10 @@ def test_scales(source: Path) -> None:
     cut = Model(quantize(source, data, method="percentile"))
     assert cut.metadata["ditto.scales"] == "99.9th percentile"
     want = np.percentile(magnitudes, 99.9) / 127
-    assert cut.layers[0].input_scale == pytest.approx(want, rel=0.02)
-    assert cut.layers[0].input_scale < layer.input_scale
+    closer = cut.layers[0]
+    assert isinstance(closer, Linear)
+    assert closer.input_scale == pytest.approx(want, rel=0.02)
+    assert closer.input_scale < layer.input_scale
 
 
 def test_int8_is_close_to_float(source: Path) -> None:

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import os
@@ -15,8 +16,11 @@ from ditto.hdl.config import Config, demo
 from ditto.hdl.protocol import Counters, Mode
 from ditto.host import boards, cli, resume
 from ditto.host.device import Accelerator
+from ditto.host.model import Model
+from ditto.host.program import Program
 from ditto.host.resume import Checkpoint, ResumeError
-from ditto.host.samplers import State
+from ditto.host.samplers import DDIM, Schedule, State
+from ditto.host.session import draw
 from ditto.host.transport import LinkError
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
@@ -104,6 +108,38 @@ def test_the_image_is_that_of_a_run_that_did_not_fail(
     report = json.loads(facts.read_text())
     assert report["steps_run"] == STEPS * SAMPLES - done
     assert 0 < done < STEPS * SAMPLES
+
+
+class Inert(DDIM):
+    """A sampler that keeps something of all steps before."""
+
+    is_memoryless = False
+    sum: Any = 0.0
+
+    def step(self, index: int, noise: Any, *rest: Any) -> Any:
+        self.sum = 0.5 * self.sum + noise
+        return super().step(index, self.sum.astype(np.float32), *rest)
+
+
+def test_a_sample_whose_sampler_keeps_something_begins_anew(
+    denoiser_file: Path, tmp_path: Path, break_after: Callable[[int], None]
+) -> None:
+    model = Model.load(denoiser_file)
+    program = Program(model.layers, model.shapes(), demo)
+    sampler = Inert(Schedule(), steps=STEPS)
+
+    def images(board: str, checkpoint: Checkpoint | None = None) -> Any:
+        device = functools.partial(boards.open_device, board, demo)
+        return draw(model, program, device, sampler, samples=3, checkpoint=checkpoint).images
+
+    whole = images("golden")
+    path = tmp_path / "state"
+    break_after(LAYERS * STEPS + 7)
+    with pytest.raises(LinkError), Checkpoint(path, {}, resume=False) as checkpoint:
+        images("frail", checkpoint)
+    with Checkpoint(path, {}, resume=True) as checkpoint:
+        assert {sample: state.step for sample, state in checkpoint.states.items()} == {0: STEPS}
+        assert np.array_equal(images("golden", checkpoint), whole)
 
 
 def test_images_stay_the_same_when_another_number_of_boards_takes_up(

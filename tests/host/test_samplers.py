@@ -83,7 +83,7 @@ def test_schedule_from_metadata() -> None:
     assert Schedule.from_metadata(properties) == want
     with pytest.raises(ModelError, match="ditto.beta_end = 'much' is no number"):
         Schedule.from_metadata({"ditto.beta_end": "much"})
-    with pytest.raises(ModelError, match="ditto.prediction = v, but only epsilon, flow is known"):
+    with pytest.raises(ModelError, match="ditto.prediction = v, but only epsilon, v_pred"):
         Schedule.from_metadata({"ditto.prediction": "v"})
     with pytest.raises(ModelError, match="noise schedule is impossible"):
         Schedule.from_metadata({"ditto.beta_start": "2"})

@@ -3,11 +3,12 @@
 
 import importlib.util
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from amaranth.back import rtlil
+from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.hdl import Assert, Cat, ClockSignal, Instance, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
@@ -120,11 +121,15 @@ class Pair(wiring.Component):
         return m
 
 
-def agree(family: Family, parts: list[Any], change: Callable[[str], str] = str) -> None:
+def agree(
+    family: Family, parts: list[Any], *, blocks: int, change: Callable[[str], str] = str
+) -> None:
     """Compare a design with its netlist, after a change to that if there is one."""
     width = sum(width for _, width in parts)
     adders = [add for add, _ in parts]
     netlist = map_cells(rtlil.convert(Parts(adders, width), name="top", emit_src=False), family)
+    mapped = re.findall(r"^  reg \[17:0\] .* \[1023:0\];$", netlist, re.MULTILINE)
+    assert len(mapped) == blocks
     text = generate.convert(Pair(Parts(adders, width), width))
     with SimulatedBoard.from_verilog(text + change(netlist)) as board:
         board.advance(CYCLES)
@@ -143,7 +148,8 @@ MEMORIES = [
 
 
 def test_ecp5() -> None:
-    agree(ECP5, [*MEMORIES, product(True, True), product(False, True), product(False, False)])
+    products = [product(True, True), product(False, True), product(False, False)]
+    agree(ECP5, [*MEMORIES, *products], blocks=9)
 
 
 def test_a_difference_is_noticed() -> None:
@@ -151,4 +157,4 @@ def test_a_difference_is_noticed() -> None:
         return netlist.replace("assign result =", "assign result = 1 ^", 1)
 
     with pytest.raises(LinkError, match="assertion"):
-        agree(ECP5, [memory(9, 512)], change)
+        agree(ECP5, [memory(9, 512)], blocks=1, change=change)
