@@ -4,7 +4,7 @@
 
     python -m ditto.fpga.fit
 
-builds devices, which takes most of an hour, or seconds where the cache has the builds, and replaces
+builds devices, which takes an hour or two, or seconds where the cache has the builds, and replaces
 ``fpga/estimate.json``.
 """
 
@@ -14,7 +14,8 @@ import random
 import signal
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from ditto.fpga.build import Builder
 from ditto.fpga.estimate import FITTED, Fit, features, speed_features
-from ditto.fpga.tools import ToolError
+from ditto.fpga.tools import TimeLimitError, ToolError
 from ditto.hdl.config import Config, Multiplier, demo
 
 __all__ = ["fit", "main", "model_of", "samples"]
@@ -49,8 +50,17 @@ _CHOICES: dict[str, Sequence[Any]] = {
 # Width of a digit, and whether zeros are skipped.
 _DIGITS = (*[(4, 1)] * 6, (3, 1), (5, 1), (9, 0))
 
-_LARGE = replace(
-    demo, clusters=8, weight_rows=1024, accumulator_rows=512, item_depth=4096, layers=64
+_MEMORIES = {"weight_rows": 1024, "accumulator_rows": 512, "item_depth": 4096}
+
+_LARGE = tuple(
+    replace(demo, **_MEMORIES | changes)
+    for changes in (
+        {"clusters": 8},
+        {"clusters": 4, "columns": 32},
+        {"clusters": 4, "columns": 36},
+        {"clusters": 4, "columns": 40, "multiplier": Multiplier.LUT},
+        {"clusters": 4, "skip": 0, "digit_bits": 9},
+    )
 )
 
 
@@ -131,40 +141,42 @@ def model_of(builds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _plan(count: int, large: int) -> list[tuple[Config, list[int]]]:
-    """Return what to build, with the seeds to route it with."""
-    plan = [(config, [1]) for config in [*samples(count, 48), demo]]
-    # Large devices: their size takes a minute or two, their speed much longer.
-    for number, config in enumerate((_LARGE, replace(_LARGE, multiplier=Multiplier.LUT))):
-        plan.append((config, [1] if number < large else []))
-    return plan
-
-
-def _build(config: Config, seeds: Iterable[int], timeout: float) -> dict[str, Any]:
+def _build(config: Config, timeout: float) -> dict[str, Any] | None:
+    """Build a device; leave out its speed, or all of it, if that takes too long."""
     builder = Builder(config, timeout=timeout, progress=lambda text: print(f"  {text}", flush=True))
-    area = builder.synthesize()
-    return {
-        "configuration": asdict(config),
-        **{name: getattr(area, name) for name in (*FITTED, "brams")},
-        "fmax_mhz": {str(seed): builder.place(seed).fmax_mhz for seed in seeds},
-    }
+    try:
+        area = builder.synthesize()
+        fmax_mhz = {}
+        with suppress(TimeLimitError):
+            fmax_mhz["1"] = builder.place(1).fmax_mhz
+    except TimeLimitError:
+        return None
+    cells = {name: getattr(area, name) for name in (*FITTED, "brams")}
+    return {"configuration": asdict(config), **cells, "fmax_mhz": fmax_mhz}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Fit the model of `ditto estimate` to builds.")
     add = parser.add_argument
-    add("--count", type=int, default=12, metavar="N", help="devices to draw (default: 12)")
-    add("--large", type=int, default=0, metavar="N", help="route so many large devices, too")
-    add("--timeout", type=float, default=1200, metavar="S", help="seconds for each run of a tool")
+    add("--count", type=int, default=12, metavar="N", help="small devices to draw (default: 12)")
+    add(
+        "--timeout",
+        type=float,
+        default=1800,
+        metavar="S",
+        help="most seconds for each run of a tool; what takes longer is left out (default: 1800)",
+    )
     add("-o", "--output", type=Path, default=Path(__file__).with_name("estimate.json"))
     options = parser.parse_args(arguments)
-    plan = _plan(options.count, options.large)
+    plan = [*samples(options.count, 48), demo, *_LARGE]
     builds = []
     try:
-        for number, (config, seeds) in enumerate(plan, 1):
+        for number, config in enumerate(plan, 1):
             print(f"build {number} of {len(plan)}", flush=True)
-            builds.append(_build(config, seeds, options.timeout))
+            build = _build(config, options.timeout)
+            if build is not None:
+                builds.append(build)
         versions = Builder(demo).versions
     except ToolError as error:
         print(f"fit: {error}", file=sys.stderr)

@@ -75,17 +75,15 @@ def fitting(model: Model, config: Config) -> Config:
 def baseline(config: Config) -> Config | None:
     """Return the dense array of the same generator, with as many multiplier bits; None if none.
 
-    A product of a whole delta and a weight takes the bits of two products of a nibble, so there
-    are half as many columns.
+    With digits of four bits, a product of a whole delta and a weight takes the bits of two of ours,
+    so there are half as many clusters; or as many columns less, where that is no whole number.
     """
-    if config.columns < 2:
-        return None
-    dense: dict[str, Any] = {
-        "skip": 0,
-        "digit_bits": config.delta_bits,
-        "columns": config.columns * config.digit_bits // config.activation_bits,
-    }
-    return replace(config, **dense)
+    clusters, rest = divmod(config.clusters * config.digit_bits, config.activation_bits)
+    columns = config.columns * config.digit_bits // config.activation_bits
+    dense: dict[str, Any] = {"skip": 0, "digit_bits": config.delta_bits}
+    if not rest:
+        return replace(config, clusters=clusters, **dense)
+    return replace(config, columns=columns, **dense) if columns else None
 
 
 def macs(placement: Placement) -> int:

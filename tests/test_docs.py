@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ditto.hdl.config import demo
+from ditto.host.performance import page
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,12 +22,20 @@ def test_memory_table_is_that_of_the_demo() -> None:
     assert total <= 400e3
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))])
-def test_links_lead_somewhere(page: str) -> None:
-    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+def test_performance_page_is_made_of_its_figures() -> None:
+    facts = json.loads((ROOT / "docs/performance.json").read_text())
+    text = (ROOT / "docs/performance.md").read_text()
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert len(pictures) == len({run["model"] for run in facts["runs"]}) >= 2
+    assert text == page(facts, pictures)
+
+
+@pytest.mark.parametrize("name", ["README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name if name == "README.md" else ROOT / "docs" / name
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if not target.startswith("http"):
-            assert (path.parent / target).exists(), f"{page} links to {target}"
+            assert (path.parent / target).exists(), f"{name} links to {target}"
 
 
 def test_python_example_of_the_readme_runs() -> None:

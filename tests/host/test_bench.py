@@ -9,7 +9,7 @@ import pytest
 
 from ditto.hdl.config import Config, demo
 from ditto.hdl.protocol import Mode
-from ditto.host.bench import BOUNDS, compare_builds, fitting, macs, measure
+from ditto.host.bench import BOUNDS, baseline, compare_builds, fitting, macs, measure
 from ditto.host.boards import open_device
 from ditto.host.model import Linear, Model
 from ditto.host.performance import page
@@ -111,6 +111,18 @@ def test_speedup_is_over_the_dense_array(
             run["baseline_cycles"] / run["array_cycles"]
         )
         assert run["speedup_equal_resources"] is None
+
+
+def test_baseline_has_as_many_multiplier_bits() -> None:
+    def sizes(**changes: int) -> tuple[int, ...] | None:
+        dense = baseline(replace(demo, **changes))
+        return dense and (dense.clusters, dense.columns, dense.digit_bits, dense.skip)
+
+    assert sizes(clusters=8) == (4, 16, 9, 0)
+    assert sizes(clusters=3) == (3, 8, 9, 0)
+    assert sizes(clusters=8, digit_bits=3) == (3, 16, 9, 0)
+    assert sizes(clusters=1, columns=5) == (1, 2, 9, 0)
+    assert sizes(clusters=1, columns=1) is None
 
 
 def test_equal_resources(runs: list[dict[str, Any]]) -> None:
