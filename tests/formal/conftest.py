@@ -25,7 +25,7 @@ def holds(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
         *,
         reach: int | None = None,
         registers: bool = False,
-        timeout: float = 300.0,
+        timeout: float = 100.0,
     ) -> None:
         for kind, cycles in ((mode, depth), ("cover", reach or depth)):
             result = prove(make(), kind, cycles, registers=registers, timeout=timeout)
