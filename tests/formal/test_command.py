@@ -207,6 +207,27 @@ class CommandMachineProof(Proof):
         m.d.sync += quiet.eq(Mux(passes | ~willing, 0, quiet + 1))
         self.assert_(quiet < 8)
 
+        self.state_of = dict(
+            header=header,
+            taken=taken,
+            whole=whole,
+            owed=owed,
+            session=session,
+            sequence=sequence,
+            outcome=outcome,
+            identifies=identifies,
+            repeats=repeats,
+            fresh=fresh,
+            given=given,
+            status=status,
+            last=last,
+            quiet=quiet,
+            tasked=tasked,
+            forgot=forgot,
+            at_work=at_work,
+            is_task=is_task,
+            writes=writes,
+        )
         self.cover(gives & identifies & (given == 3))
         self.cover(gives & o.p.last & ~session)
         if not self.far:
