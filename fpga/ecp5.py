@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from amaranth.hdl import Const, Instance, Module, Signal, Value
+from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal, Value
 
 from ditto.hdl.adder import SelectAdder
+from ditto.hdl.register import OwnRegister
 
 __all__ = ["Ecp5"]
 
@@ -68,3 +69,26 @@ class Ecp5:
                 f"i_{name}{bit}": value for name, value in zip("ABCD", inputs[bit], strict=True)
             }
         return Instance("CCU2C", **ports)
+
+    def get_own_register(self, register: OwnRegister) -> Module:
+        """Build an :class:`~ditto.hdl.register.OwnRegister` of cells, which Yosys leaves alone."""
+        m = Module()
+        source, target = Value.cast(register.i), Value.cast(register.o)
+        for bit in range(len(source)):
+            m.submodules[f"bit_{bit}"] = self.flip_flop(source[bit], target[bit])
+        return m
+
+    def flip_flop(self, i: Value, o: Value) -> Any:
+        """Return a flip-flop without reset."""
+        return Instance(
+            "TRELLIS_FF",
+            p_CEMUX="1",
+            p_CLKMUX="CLK",
+            p_GSR="DISABLED",
+            p_LSRMUX="LSR",
+            p_REGSET="RESET",
+            i_CLK=ClockSignal(),
+            i_LSR=Const(0, 1),
+            i_DI=i,
+            o_Q=o,
+        )

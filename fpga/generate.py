@@ -71,6 +71,9 @@ def verilog(config: Config, platform: object = None) -> str:
 def rtlil(config: Config, platform: object = None) -> str:
     """Return the RTLIL of a device, for Yosys: like the Verilog, and what that cannot say.
 
+    No name has brackets: Yosys (0.70) takes a wire ``a[3]`` and bit 3 of a wire ``a`` for one
+    another, and ends without a result.
+
     No memory of the engine is ever read where it is written in the same cycle. Knowing that, Yosys
     maps the two read ports of a weight bank to one dual-port memory, and spends no logic on what
     such a read would give.
@@ -87,8 +90,11 @@ def rtlil(config: Config, platform: object = None) -> str:
     for index, module in enumerate(modules):
         if module.startswith(f"module \\{_NAME}.engine"):
             modules[index] = _CLOCKED_READ.sub(r"\g<1>1'1\g<2>", module)
-    return "".join(modules)
+    return _BRACKETS.sub(lambda name: name[0].translate(_PARENTHESES), "".join(modules))
 
+
+_BRACKETS = re.compile(r"\\\S*\[\S*")
+_PARENTHESES = str.maketrans("[]", "()")
 
 _CLOCKED_READ = re.compile(
     r"(cell \$memrd_v2 (?:(?!\n  end).)*?COLLISION_X_MASK )1'0((?:(?!\n  end).)*?CLK_ENABLE 1\n)",

@@ -23,6 +23,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.lanes import issue_of
 from ditto.hdl.multiplier import Products, product_bits, word_of
+from ditto.hdl.register import register_of
 
 __all__ = ["Array", "Column"]
 
@@ -206,7 +207,7 @@ class Array(wiring.Component):
         marks = [{name: self.issue[name] for name in ("first", "last")}]
         valid = [self.issue.valid]
         for age in range(1, _ACCUMULATORS + 1):
-            is_valid = Signal(name=f"valid_{age}")
+            is_valid = Signal(name=f"valid_{age}", reset_less=True)
             m.d.sync += is_valid.eq(valid[-1] & ~self.stop)
             mark = {name: Signal(name=f"{name}_{age}", reset_less=True) for name in marks[-1]}
             m.d.sync += [mark[name].eq(marks[-1][name]) for name in mark]
@@ -219,10 +220,11 @@ class Array(wiring.Component):
             row = Signal(range(config.weight_rows), name=f"row_{lane}", reset_less=True)
             busy = Signal(name=f"busy_{lane}", reset_less=True)
             item = self.items[lane]
+            weight_address = register_of(m, self.weight_address[lane])
             m.d.sync += [
                 row.eq(self.issue.rows[lane]),
                 busy.eq(self.issue.busy[lane] & self.issue.valid),
-                self.weight_address[lane].eq(row + item.channel),
+                weight_address.eq(row + item.channel),
             ]
             digit: Value = Mux(busy, item.digit, 0)
             shift: Value = item.shift

@@ -7,10 +7,11 @@
                              └─► sequencer ───┘      weights
 
 All clusters hold the same items, and run the same layer-table entry on other output positions or
-with the weights of other output channels.
+with the weights of other output channels. What a cluster runs, and when, it hears a cycle late.
+It has no reset, which would be a long way from everything: it must be stopped after one.
 """
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -19,6 +20,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import DifferenceBuffer, ItemWrite, PlaceWrite
 from ditto.hdl.lanes import Lanes
 from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.register import OwnRegister, register_of
 from ditto.hdl.sequencer import Sequencer, geometry_of
 
 __all__ = ["Cluster"]
@@ -41,7 +43,7 @@ class Cluster(wiring.Component):
     weight_en, weight_address, weight_data
         Write port of the weight bank, for words as :func:`ditto.hdl.multiplier.stored` makes them.
     selected : In(1)
-        Show what is read; else zeros.
+        Show what is read; else zeros. There with ``read_en``, and stays.
     read_en, read_address, read_data
         Read port of the accumulator buffer while nothing runs; data comes two cycles after
         ``read_en`` and stays.
@@ -137,43 +139,52 @@ class Cluster(wiring.Component):
             connect(m, lanes.items[lane], buffer.items_r[lane])
             m.d.comb += array.items[lane].eq(buffer.items_r[lane].item)
 
+        m.submodules.entry_register = entry = OwnRegister(LayerEntry)
+        m.submodules.geometry_register = geometry = OwnRegister(geometry_of(config))
+        m.submodules.told_register = told = OwnRegister(3)
+        m.d.comb += [
+            entry.i.eq(self.entry),
+            geometry.i.eq(self.geometry),
+            told.i.eq(Cat(self.start, self.begin, self.stop)),
+        ]
+        start, begin, stop = told.o
         share = Signal(range(config.clusters), reset_less=True)
         with m.Switch(self.entry.split):
             for split in range(1, config.clusters + 1):
                 with m.Case(split):
                     m.d.sync += share.eq(self.number % split)
-        running = Signal()
-        with m.If(self.begin):
+        running = Signal(reset_less=True)
+        with m.If(begin):
             m.d.sync += running.eq(1)
-        with m.Elif(self.ended | self.stop):
+        with m.Elif(self.ended | stop):
             m.d.sync += running.eq(0)
         m.d.comb += [
-            sequencer.entry.eq(self.entry),
-            sequencer.geometry.eq(self.geometry),
+            sequencer.entry.eq(entry.o),
+            sequencer.geometry.eq(geometry.o),
             sequencer.share.eq(share),
-            sequencer.start.eq(self.start),
-            sequencer.stop.eq(self.stop),
+            sequencer.start.eq(start),
+            sequencer.stop.eq(stop),
             sequencer.free_row.eq(lanes.free_row),
             lanes.run.eq(running),
-            lanes.clear.eq(self.stop),
+            lanes.clear.eq(stop),
             array.issue.eq(lanes.issue),
-            array.begin.eq(self.begin),
-            array.accumulator_base.eq(self.entry.accumulator_base),
-            array.stop.eq(self.stop),
+            array.begin.eq(begin),
+            array.accumulator_base.eq(entry.o.accumulator_base),
+            array.stop.eq(stop),
         ]
 
         # Rows that were pushed and not written yet.
-        pending = Signal(range(config.list_depth + 16))
+        pending = Signal(range(config.list_depth + 16), reset_less=True)
         m.d.sync += pending.eq(pending + sequencer.work.push_row - array.written)
-        with m.If(self.stop):
+        with m.If(stop):
             m.d.sync += pending.eq(0)
         # The engine hears of everything a cycle late, far away as it is.
         m.d.sync += [
-            self.steady.eq(sequencer.steady),
-            self.ended.eq(sequencer.ended & (pending == 0)),
-            self.overrun.eq(sequencer.overrun),
-            self.working.eq(lanes.issue.valid),
-            self.busy.eq(lanes.issue.busy),
+            register_of(m, self.steady).eq(sequencer.steady),
+            register_of(m, self.ended).eq(sequencer.ended & (pending == 0)),
+            register_of(m, self.overrun).eq(sequencer.overrun),
+            register_of(m, self.working).eq(lanes.issue.valid),
+            register_of(m, self.busy).eq(lanes.issue.busy),
         ]
 
         # The bank is written while nothing runs, so that the first lane's port can serve both.
@@ -200,8 +211,10 @@ class Cluster(wiring.Component):
         )
         write, read = accumulators.write_port(), accumulators.read_port()
         old = Signal(self.read_data.shape(), reset_less=True)
+        none = Signal(reset_less=True)
+        m.d.sync += none.eq(Mux(running, self.dense, ~self.selected))
         # Without a register's reset, this would be a multiplexer.
-        with m.If(Mux(running, self.dense, ~self.selected)):
+        with m.If(none):
             m.d.sync += Value.cast(old).eq(0)
         with m.Else():
             m.d.sync += old.eq(read.data)

@@ -135,9 +135,9 @@ class Engine(wiring.Component):
         geometry = Signal(geometry_of(config), reset_less=True)
         task = Signal(task_of(config), reset_less=True)
         start, begin, stop = Signal(), Signal(), Signal()
-        # Far away, these are heard a cycle later.
-        started, stopped = Signal(), Signal()
-        m.d.sync += [started.eq(start), stopped.eq(stop)]
+        # Far away, these are heard a cycle later. A reset stops the clusters, too.
+        started, begun, stopped = Signal(), Signal(), Signal(init=1)
+        m.d.sync += [started.eq(start), begun.eq(begin), stopped.eq(stop)]
         for number, cluster in enumerate(clusters):
             m.submodules[f"cluster_{number}"] = cluster
             weight_en = Signal(name=f"weight_en_{number}")
@@ -160,7 +160,7 @@ class Engine(wiring.Component):
                 cluster.entry.eq(entry),
                 cluster.geometry.eq(geometry),
                 cluster.start.eq(started),
-                cluster.begin.eq(begin),
+                cluster.begin.eq(begun),
                 cluster.stop.eq(stopped),
                 cluster.dense.eq(task.mode == Mode.DENSE),
             ]
@@ -278,6 +278,8 @@ class Engine(wiring.Component):
                     m.d.sync += loaded.eq(0)
                     m.next = "Start"
             with m.State("Start"):
+                m.next = "Hear"
+            with m.State("Hear"):
                 m.next = "Walk ahead"
             with m.State("Walk ahead"):
                 with m.If(steady):
@@ -315,10 +317,12 @@ class Engine(wiring.Component):
             name: Signal(range(config.clusters * config.lanes + 1), name=name)
             for name in ("items", "stall_row", "stall_item", "stall_cluster")
         }
-        # What the clusters say is a cycle old.
-        counted = Signal()
-        m.d.sync += counted.eq(running)
-        counting = counted & running & ~ended
+        # Clusters begin two cycles late, and what they say is a cycle old.
+        late = [running]
+        for age in range(1, 4):
+            late.append(Signal(name=f"running_{age}"))
+            m.d.sync += late[age].eq(late[age - 1])
+        counting = Cat(late).all() & ~ended
         work = [cluster.working for cluster in clusters]
         idle = [~cluster.working & ~cluster.ended for cluster in clusters]
         over = [~cluster.working & cluster.ended for cluster in clusters]

@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import ItemRead
+from ditto.hdl.register import register_of
 from ditto.hdl.sequencer import WorkWrite, entry_of, row_of, slot_range, work_range
 
 __all__ = ["Lane", "Lanes", "RowQueue", "issue_of"]
@@ -60,7 +61,8 @@ class RowQueue(wiring.Component):
         size = 1 << (self.depth - 1).bit_length()
         m.submodules.storage = storage = memory.Memory(shape=self.shape, depth=size, init=[])
         write, read = storage.write_port(), storage.read_port(domain="comb")
-        level = Signal(range(self.depth + 1))
+        level = Signal(range(self.depth + 1), reset_less=True)
+        into, out_of = register_of(m, write.addr), register_of(m, read.addr)
         m.d.comb += [
             write.en.eq(self.push),
             write.data.eq(self.tail),
@@ -68,12 +70,12 @@ class RowQueue(wiring.Component):
             self.filled.eq(level != 0),
         ]
         with m.If(self.push):
-            m.d.sync += write.addr.eq(write.addr + 1)
+            m.d.sync += into.eq(into + 1)
         with m.If(self.pop):
-            m.d.sync += read.addr.eq(read.addr + 1)
+            m.d.sync += out_of.eq(out_of + 1)
         m.d.sync += level.eq(level + self.push - self.pop)
         with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), read.addr.eq(0), level.eq(0)]
+            m.d.sync += [into.eq(0), out_of.eq(0), level.eq(0)]
         return m
 
 
@@ -143,36 +145,38 @@ class Lane(wiring.Component):
         config = self.config
         takes_high = self.number == config.lanes - 1
         backward = self.number == 1
-        busy = Signal()
+        busy = Signal(reset_less=True)
         at_high = Signal(reset_less=True)  # the item at hand is a high one
         low_left = Signal(work_range(config), reset_less=True)
         high_left = Signal(work_range(config), reset_less=True)
         count = Signal(config.count_bits, reset_less=True)  # items left of the entry
+        last_of_entry = Signal(reset_less=True)
         low_slot = Signal(slot_range(config), reset_less=True)
         high_slot = Signal(slot_range(config), reset_less=True)
 
         row = self.row
+        address, weight_row = (register_of(m, o) for o in (self.item.address, self.weight_row))
         load_low, load_high = Signal(), Signal()
-        last_of_entry = Signal()
-        m.d.comb += [
-            last_of_entry.eq(count == 1),
-            self.item.en.eq(busy),
-            self.low.slot.eq(
-                Mux(self.begin, row.low_last if backward else row.low_first, low_slot)
-            ),
-            self.high.slot.eq(Mux(self.begin, row.high_first, high_slot)),
-        ]
         # What the rest of the path waits for is compared a cycle ahead.
         low_none, low_one = Signal(reset_less=True), Signal(reset_less=True)
         high_one = Signal(reset_less=True)
+        finishing = Signal(init=1, reset_less=True)
         last_high = at_high & high_one
         last_low = ~at_high & low_one
-        m.d.comb += self.finishing.eq(~busy | last_low | (last_high & low_none))
+        m.d.comb += [
+            self.finishing.eq(finishing),
+            self.item.en.eq(busy),
+            # A row that ends takes no further entry.
+            self.low.slot.eq(Mux(finishing, row.low_last if backward else row.low_first, low_slot)),
+            self.high.slot.eq(Mux(finishing, row.high_first, high_slot)),
+        ]
         high = row.high if takes_high else 0
+        low_two, high_two = low_left == 2, high_left == 2
+        row_none, row_one = row.low[self.number] == 0, row.low[self.number] == 1
         with m.If(self.begin):
             m.d.comb += [
                 load_high.eq(high != 0),
-                load_low.eq((high == 0) & (row.low[self.number] != 0)),
+                load_low.eq((high == 0) & ~row_none),
             ]
         with m.Else():
             m.d.comb += [
@@ -192,36 +196,39 @@ class Lane(wiring.Component):
             down = at_high | backward
             m.d.sync += [
                 count.eq(count - 1),
-                self.item.address.eq(self.item.address + Mux(down, -1, 1)),
+                last_of_entry.eq(count == 2),
+                address.eq(address + Mux(down, -1, 1)),
             ]
             with m.If(at_high):
-                m.d.sync += [high_left.eq(high_left - 1), high_one.eq(high_left == 2)]
+                m.d.sync += [high_left.eq(high_left - 1), high_one.eq(high_two)]
+                with m.If(Mux(high_one, low_one | low_none, high_two & low_none)):
+                    m.d.sync += finishing.eq(1)
             with m.Else():
-                m.d.sync += [
-                    low_left.eq(low_left - 1),
-                    low_none.eq(low_one),
-                    low_one.eq(low_left == 2),
-                ]
+                m.d.sync += [low_left.eq(low_left - 1), low_none.eq(low_one), low_one.eq(low_two)]
+                with m.If(low_one | low_two):
+                    m.d.sync += finishing.eq(1)
         with m.If(self.begin):
             m.d.sync += [
                 low_left.eq(row.low[self.number]),
-                low_none.eq(row.low[self.number] == 0),
-                low_one.eq(row.low[self.number] == 1),
+                low_none.eq(row_none),
+                low_one.eq(row_one),
+                finishing.eq(((high == 0) & (row_none | row_one)) | ((high == 1) & row_none)),
                 high_left.eq(high),
                 high_one.eq(high == 1),
                 low_slot.eq(self.low.slot),
                 high_slot.eq(self.high.slot),
                 busy.eq(load_low | load_high),
             ]
-        with m.Elif(self.finishing):
+        with m.Elif(finishing):
             m.d.sync += busy.eq(0)
         with m.If(load_low):
             entry = self.low.entry
             m.d.sync += [
                 at_high.eq(0),
-                self.item.address.eq(entry.last if backward else entry.address),
+                address.eq(entry.last if backward else entry.address),
                 count.eq(entry.count),
-                self.weight_row.eq(entry.row),
+                last_of_entry.eq(entry.single),
+                weight_row.eq(entry.row),
                 low_slot.eq(self.low.slot + (-1 if backward else 1)),
             ]
         if takes_high:
@@ -229,13 +236,14 @@ class Lane(wiring.Component):
                 entry = self.high.entry
                 m.d.sync += [
                     at_high.eq(1),
-                    self.item.address.eq(entry.address),
+                    address.eq(entry.address),
                     count.eq(entry.count),
-                    self.weight_row.eq(entry.row),
+                    last_of_entry.eq(entry.single),
+                    weight_row.eq(entry.row),
                     high_slot.eq(self.high.slot + 1),
                 ]
         with m.If(self.clear):
-            m.d.sync += busy.eq(0)
+            m.d.sync += [busy.eq(0), finishing.eq(1)]
         return m
 
 
@@ -338,21 +346,21 @@ class Lanes(wiring.Component):
             ]
 
         finishing = Cat(lane.finishing for lane in lanes).all()
+        valid, first = Signal(reset_less=True), Signal(reset_less=True)
         m.d.comb += [
+            self.issue.valid.eq(valid),
+            self.issue.first.eq(first),
             rows.push.eq(self.work.push_row),
             rows.tail.eq(self.work.row),
             rows.clear.eq(self.clear),
-            self.free_row.eq(self.issue.valid & finishing),
-            rows.pop.eq((~self.issue.valid | finishing) & rows.filled & self.run),
+            self.free_row.eq(valid & finishing),
+            rows.pop.eq((~valid | finishing) & rows.filled & self.run),
             self.issue.last.eq(finishing),
         ]
-        with m.If(self.issue.valid):
-            m.d.sync += [self.issue.first.eq(0), self.issue.valid.eq(~finishing)]
+        with m.If(valid):
+            m.d.sync += [first.eq(0), valid.eq(~finishing)]
         with m.If(rows.pop):
-            m.d.sync += [
-                self.issue.valid.eq(1),
-                self.issue.first.eq(1),
-            ]
+            m.d.sync += [valid.eq(1), first.eq(1)]
         with m.If(self.clear):
-            m.d.sync += self.issue.valid.eq(0)
+            m.d.sync += valid.eq(0)
         return m

@@ -23,6 +23,7 @@ from amaranth.lib.wiring import In, Out
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import PlaceRead
 from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.register import register_of
 
 __all__ = [
     "Sequencer",
@@ -48,13 +49,15 @@ def work_range(config: Config) -> range:
 def entry_of(config: Config) -> data.StructLayout:
     """Lay out a list entry: items of one tap, the first and the last, and the tap's weight row.
 
-    High items are never taken from the last one on: their ``last`` is 0.
+    ``single`` says that there is but one. High items are never taken from the last one on: their
+    ``last`` is 0.
     """
     return data.StructLayout(
         {
             "address": range(config.item_depth),
             "last": range(config.item_depth),
             "count": config.count_bits,
+            "single": 1,
             "row": range(config.weight_rows),
         }
     )
@@ -141,12 +144,12 @@ class Sequencer(wiring.Component):
     Members
     -------
     entry : In(LayerEntry)
-        What to run; there since the cycle before ``start``, and stays as it is during the run.
+        What to run; there since two cycles before ``start``, and stays as it is during the run.
     geometry : In(StructLayout)
         What follows from it, see :func:`geometry_of`.
     share : In
-        The cluster's share of the output positions, less than ``entry.split``; there since the
-        cycle before ``start``.
+        The cluster's share of the output positions, less than ``entry.split``; there since two
+        cycles before ``start``.
     start : In(1)
         Begin with the first tap in the next cycle.
     stop : In(1)
@@ -199,7 +202,7 @@ class Sequencer(wiring.Component):
         """Build the sequencer."""
         m = Module()
         config = self.config
-        entry, geometry, work = self.entry, self.geometry, self.work
+        entry, geometry = self.entry, self.geometry
         place = signed(max(config.positions.bit_length(), 8) + 2)
         largest = config.largest
         out_width = Signal(range(largest["out_width"] + 1))
@@ -216,7 +219,7 @@ class Sequencer(wiring.Component):
         ]
 
         # Loops count down to -1, so that the sign says which pass is the last.
-        walking = Signal()
+        walking = Signal(reset_less=True)
         tiles_left = Signal.like(geometry.tiles, reset_less=True)
         lines_left = Signal.like(geometry.lines, reset_less=True)
         kernel_y_left = Signal.like(geometry.kernel_y, reset_less=True)
@@ -250,8 +253,11 @@ class Sequencer(wiring.Component):
         restarts = Signal()
         first, origin = Signal(range(config.clusters)), Signal(place)
         wraps = Signal()
-        share_origin = Signal(place, reset_less=True)
-        m.d.sync += share_origin.eq(self.share * entry.stride_x - entry.pad_left)
+        share_start, share_origin = Signal(place, reset_less=True), Signal(place, reset_less=True)
+        m.d.sync += [
+            share_start.eq(self.share * entry.stride_x),
+            share_origin.eq(share_start - entry.pad_left),
+        ]
         m.d.comb += [
             turn.eq(skip | (step & last_tap & (end_x >= out_width))),
             following_x.eq(origin_x + geometry.split_x),
@@ -337,9 +343,10 @@ class Sequencer(wiring.Component):
             }
         )
         taps_of = [Signal(tap, name=f"tap_{stage}", reset_less=True) for stage in range(4)]
-        valid = [Signal(name=f"valid_{stage}") for stage in range(6)]
+        valid = [Signal(name=f"valid_{stage}", reset_less=True) for stage in range(6)]
         line = Signal(range(config.positions), reset_less=True)
         column = Signal(range(config.positions), reset_less=True)
+        position = register_of(m, self.places.address)
         m.d.sync += [
             valid[0].eq(step & ~self.stop),
             # What is negative is large without its sign.
@@ -348,7 +355,7 @@ class Sequencer(wiring.Component):
             taps_of[0].last.eq(last_tap),
             line.eq(y[: len(line)] * in_width),
             column.eq(x),
-            self.places.address.eq(line + column),
+            position.eq(line + column),
         ]
         for stage in range(1, 4):
             m.d.sync += [
@@ -357,13 +364,17 @@ class Sequencer(wiring.Component):
             ]
 
         # Stage 4: its place, from which follow the entries, and the row's sums.
+        low, high = register_of(m, self.work.low), register_of(m, self.work.high)
+        push_low, push_high = (
+            register_of(m, push) for push in (self.work.push_low, self.work.push_high)
+        )
         present = taps_of[3]
         spot = Signal.like(self.places.place, reset_less=True)
         m.d.sync += spot.eq(self.places.place)
         low_sum = Signal(work_range(config), reset_less=True)
         high_sum = Signal(work_range(config), reset_less=True)
         low_total, high_total = Signal.like(low_sum), Signal.like(high_sum)
-        fresh = Signal(init=1)
+        fresh = Signal(init=1, reset_less=True)
         inside = valid[3] & present.inside
         m.d.comb += [
             low_total.eq(Mux(fresh, 0, low_sum) + Mux(present.inside, spot.low, 0)),
@@ -376,39 +387,45 @@ class Sequencer(wiring.Component):
                 fresh.eq(present.last),
             ]
         m.d.sync += [
-            work.push_low.eq(inside & (spot.low != 0) & ~self.stop),
-            work.push_high.eq(inside & (spot.high != 0) & ~self.stop),
-            work.low.address.eq(spot.address),
-            work.low.last.eq(spot.address + spot.low - 1),
-            work.low.count.eq(spot.low),
-            work.low.row.eq(present.weight_row),
-            work.high.address.eq(spot.address + geometry.slot_last),
-            work.high.count.eq(spot.high),
-            work.high.row.eq(present.weight_row),
+            push_low.eq(inside & (spot.low != 0) & ~self.stop),
+            push_high.eq(inside & (spot.high != 0) & ~self.stop),
+            low.address.eq(spot.address),
+            low.last.eq(spot.address + spot.low - 1),
+            low.count.eq(spot.low),
+            low.single.eq(spot.low == 1),
+            low.row.eq(present.weight_row),
+            high.address.eq(spot.address + geometry.slot_last),
+            high.count.eq(spot.high),
+            high.single.eq(spot.high == 1),
+            high.row.eq(present.weight_row),
             valid[4].eq(valid[3] & present.last & ~self.stop),
         ]
 
         # Stage 5: the entries go into the lists; the row is complete.
-        low_first, high_first = Signal.like(work.low_slot), Signal.like(work.high_slot)
-        low_end, high_end = Signal.like(low_first), Signal.like(high_first)
+        low_slot, high_slot = (
+            register_of(m, slot) for slot in (self.work.low_slot, self.work.high_slot)
+        )
+        low_first, high_first = Signal.like(low_slot), Signal.like(high_slot)
+        low_end, high_end = Signal.like(self.work.low_slot), Signal.like(self.work.high_slot)
         m.d.comb += [
-            low_end.eq(work.low_slot + work.push_low),
-            high_end.eq(work.high_slot + work.push_high),
+            low_end.eq(low_slot + push_low),
+            high_end.eq(high_slot + push_high),
         ]
-        m.d.sync += [work.low_slot.eq(low_end), work.high_slot.eq(high_end)]
+        m.d.sync += [low_slot.eq(low_end), high_slot.eq(high_end)]
         with m.If(valid[4]):
             m.d.sync += [low_first.eq(low_end), high_first.eq(high_end)]
 
         # The second lane takes low items off the first until both have as many.
+        row = register_of(m, self.work.row)
         m.d.sync += [
             valid[5].eq(valid[4] & ~self.stop),
-            work.row.high.eq(high_sum),
-            work.row.low_first.eq(low_first),
-            work.row.low_last.eq(low_end - 1),
-            work.row.high_first.eq(high_first),
+            row.high.eq(high_sum),
+            row.low_first.eq(low_first),
+            row.low_last.eq(low_end - 1),
+            row.high_first.eq(high_first),
         ]
         if config.lanes == 1:
-            m.d.sync += work.row.low[0].eq(low_sum)
+            m.d.sync += row.low[0].eq(low_sum)
         else:
             surplus = Signal(signed(len(low_sum) + 1))
             helped = Signal.like(low_sum)
@@ -416,11 +433,11 @@ class Sequencer(wiring.Component):
                 surplus.eq(low_sum - high_sum),
                 helped.eq(Mux(surplus < 0, 0, surplus[1:])),
             ]
-            m.d.sync += [work.row.low[0].eq(low_sum - helped), work.row.low[1].eq(helped)]
+            m.d.sync += [row.low[0].eq(low_sum - helped), row.low[1].eq(helped)]
 
         # Stage 6: the row goes to the lanes.
         m.d.comb += [
-            work.push_row.eq(valid[5]),
+            self.work.push_row.eq(valid[5]),
             self.steady.eq(~(step | skip | self.start | Cat(valid).any())),
             self.ended.eq(~walking & ~self.start & ~Cat(valid).any()),
         ]
@@ -428,8 +445,8 @@ class Sequencer(wiring.Component):
             m.d.sync += [
                 walking.eq(0),
                 fresh.eq(1),
-                work.low_slot.eq(0),
-                work.high_slot.eq(0),
+                low_slot.eq(0),
+                high_slot.eq(0),
                 low_first.eq(0),
                 high_first.eq(0),
             ]

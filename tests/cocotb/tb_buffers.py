@@ -112,6 +112,6 @@ async def rows_are_a_queue(dut: Any) -> None:
         longest = max(longest, len(queue))
     assert longest == DEPTH
     dut.push.value = dut.pop.value = dut.clear.value = 0
-    await pulse(dut, "rst")
+    await pulse(dut, "clear")
     await FallingEdge(dut.clk)
     assert not int(dut.filled.value)

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amaranth.hdl import Cat, Const, Module, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value, signed
+from amaranth.lib import data
 from amaranth.sim import Simulator
 
 from ditto.fpga.ecp5 import Ecp5
 from ditto.fpga.generate import write
 from ditto.hdl.adder import SelectAdder
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.register import OwnRegister
 
 
 class Modelled(Ecp5):
-    """Carry cells as Lattice and Yosys describe them."""
+    """Cells as Lattice and Yosys describe them."""
 
     def carry_cell(
         self,
@@ -39,6 +42,13 @@ class Modelled(Ecp5):
         m.d.comb += next_carry.eq(carry)
         return m
 
+    def flip_flop(self, i: Value, o: Value) -> Module:
+        m = Module()
+        held = Signal(reset_less=True)
+        m.d.sync += held.eq(i)
+        m.d.comb += o.eq(held)
+        return m
+
 
 def test_a_device_is_built_of_them(tmp_path: Path) -> None:
     for suffix in (".v", ".il"):
@@ -47,8 +57,11 @@ def test_a_device_is_built_of_them(tmp_path: Path) -> None:
         write(config, output, Ecp5())
         # Of 24 and more bits, two a cell, for each column.
         assert output.read_text().count("CCU2C") >= 2 * (config.accumulator_bits // 2)
+        # A cluster has a register of its own for each bit of the entry that it runs.
+        assert output.read_text().count("TRELLIS_FF") >= LayerEntry.as_shape().size
         write(config, output)
         assert "CCU2C" not in output.read_text()
+        assert "TRELLIS_FF" not in output.read_text()
 
 
 def check(width: int, platform: object, values: list[tuple[int, int, int, int, int]]) -> None:
@@ -104,3 +117,26 @@ def test_sums_of_many_bits(width: int, platform: object) -> None:
         platform,
         [(number(), number(), number(), rng.choice(bits), rng.choice(bits)) for _ in range(2000)],
     )
+
+
+@pytest.mark.parametrize("platform", [None, Modelled()], ids=["any", "ecp5"])
+@pytest.mark.parametrize("shape", [3, data.StructLayout({"a": 2, "b": signed(9)})], ids=str)
+def test_an_own_register_delays_by_a_cycle(shape: Any, platform: object) -> None:
+    dut = OwnRegister(shape)
+    m = Module()
+    m.submodules.dut = dut.elaborate(platform)
+    source, target = Value.cast(dut.i), Value.cast(dut.o)
+
+    async def bench(ctx: Any) -> None:
+        rng = random.Random(7)
+        for _ in range(50):
+            value = rng.getrandbits(len(source))
+            ctx.set(source, value)
+            await ctx.tick()
+            ctx.set(source, rng.getrandbits(len(source)))
+            assert ctx.get(target) == value
+
+    simulator = Simulator(m)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()

@@ -176,6 +176,12 @@ def test_memories_of_zeros_are_loops(text: str) -> None:
     assert not re.search(r"\[59\] = 64'h0+;", text)
 
 
+def test_rtlil_has_no_names_that_yosys_mistakes() -> None:
+    names = {word for word in generate.rtlil(SMALL).split() if word.startswith("\\")}
+    assert any("(1)" in name for name in names)
+    assert not [name for name in names if "[" in name]
+
+
 def test_rtlil_says_that_the_engine_never_reads_what_it_writes(tmp_path: Path) -> None:
     text = generate.rtlil(SMALL)
     reads = re.findall(
