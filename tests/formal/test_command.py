@@ -367,16 +367,18 @@ def test_command_machine_within_a_session(holds: Any) -> None:
     "old, new",
     [
         ("with m.Elif(~session):", "with m.Elif(session):"),
-        ('with m.If(engine.results.valid):', 'with m.If(~engine.results.valid):'),
-        ("(count == size(ResponseHeader) - 1) & none", "(count == size(ResponseHeader) - 1)"),
-        ("more.eq(~self.i.p.last),\n                    ]\n                    with m.If(count ==",
-         "more.eq(self.i.p.last),\n                    ]\n                    with m.If(count =="),
-        ("session.eq(1), sequence", "session.eq(0), sequence"),
-        ("response.sequence.eq(header.sequence)", "response.sequence.eq(sequence)"),
-        ("with m.Elif(self.i.p.last):\n                        m.d.sync += count.eq(0)",
-         "with m.Elif(0):\n                        m.d.sync += count.eq(0)"),
+        pytest.param(
+            "response.sequence.eq(header.sequence)",
+            "response.sequence.eq(sequence)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "with m.Elif(self.i.p.last):\n                        m.d.sync += count.eq(0)",
+            "with m.Elif(0):\n                        m.d.sync += count.eq(0)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_command_machine_with_a_defect(refutes: Any, old: str, new: str) -> None:
     module = mutant("ditto.hdl.command", old, new)
-    refutes(lambda: CommandMachineProof(module.CommandMachine(CONFIG)), 20)
+    refutes(lambda: CommandMachineProof(module.CommandMachine(CONFIG)), 18)
