@@ -196,7 +196,7 @@ class Proof(Elaboratable):
         inputs = [
             Value.cast(value)
             for _, member, value in self.dut.signature.flatten(self.dut)
-            if member.flow is In
+            if member.flow is In and len(Value.cast(value))
         ]
         return [self.clock, self.reset, *self._free.values(), *inputs]
 
