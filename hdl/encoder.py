@@ -159,7 +159,8 @@ class DigitSplitter(wiring.Component):
         base = Signal(range(config.item_depth + 1))
         slot = Signal(range(config.channels * config.digits + 1))
         end = Signal(range(config.item_depth + config.channels * config.digits + 1))
-        low, high = Signal(config.count_bits), Signal(config.count_bits)
+        low = Signal(config.count_bits)
+        high = Signal(config.count_bits)
         fits, done, last = Signal(), Signal(), Signal()
 
         # Digits below the highest shift are balanced; a negative one is made good by one more in

@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +44,8 @@ def run_cocotb(
     parameters: Mapping[str, Any] | None = None,
     seed: int | None = None,
     build_dir: Path | None = None,
+    source: str | None = None,
+    plusargs: Sequence[str] = (),
 ) -> int:
     """Convert a component to Verilog and run all tests of a cocotb module on it.
 
@@ -69,6 +71,10 @@ def run_cocotb(
         or a new one.
     build_dir
         Where to keep models; by default in the user's cache.
+    source
+        Verilog to simulate instead of the component's own, with the same ports.
+    plusargs
+        What the Verilog reads by ``$value$plusargs``, such as ``+name=1``.
 
     Returns
     -------
@@ -86,10 +92,11 @@ def run_cocotb(
         pytest.skip("Icarus Verilog (iverilog) is not installed")
     if seed is None:
         seed = int(os.environ.get("COCOTB_RANDOM_SEED") or random.SystemRandom().getrandbits(31))
-    with mock.patch.dict(os.environ, AMARANTH_USE_YOSYS="builtin"):
-        source = verilog.convert(
-            component, name=top_name, emit_src=False, strip_internal_attrs=True
-        )
+    if source is None:
+        with mock.patch.dict(os.environ, AMARANTH_USE_YOSYS="builtin"):
+            source = verilog.convert(
+                component, name=top_name, emit_src=False, strip_internal_attrs=True
+            )
     with (
         mock.patch.dict(os.environ, _environment(simulator)),
         mock.patch.object(sys, "path", [str(testbench.parent), *sys.path]),
@@ -111,6 +118,7 @@ def run_cocotb(
                 results_xml=str(results),
                 log_file=log,
                 seed=seed,
+                plusargs=list(plusargs),
             )
             count, failed = _count(results)
         except (RuntimeError, SystemExit, OSError) as stop:

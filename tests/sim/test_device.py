@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ditto.hdl.config import Config, Multiplier, demo
+from ditto.hdl.config import Config, ConfigError, Multiplier, demo
 from ditto.hdl.protocol import CommandHeader, Mode, Opcode, Status, pack
 from ditto.host.device import Device
 from ditto.host.framing import Decoder, encode
@@ -62,6 +62,43 @@ def configurations() -> list[Config]:
     return [Config(**(SMALL | corner)) for corner in corners]
 
 
+def drawn(count: int) -> list[Config]:
+    """Draw configurations from the whole space in which the workloads find room."""
+    rng = random.Random(7)
+    configs: list[Config] = []
+    while len(configs) < count:
+        activation_bits = rng.randint(2, 8)
+        skip = int(rng.random() < 0.8)
+        # Few multipliers in all, or a simulator takes minutes to build.
+        clusters, lanes = rng.randint(1, 16), rng.randint(1, 2)
+        columns = rng.randint(1, max(64 // (clusters * lanes), 1))
+        channels = rng.randint(1, 20)
+        values: dict[str, Any] = dict(
+            clusters=clusters,
+            lanes=lanes,
+            columns=columns,
+            activation_bits=activation_bits,
+            digit_bits=rng.randint(2, activation_bits + 1) if skip else activation_bits + 1,
+            weight_bits=rng.randint(2, 8),
+            accumulator_bits=rng.randint(20, 48),
+            weight_rows=rng.randint(100, 400),
+            accumulator_rows=rng.randint(40, 300),
+            item_depth=rng.randint(channels * 12, 800),
+            positions=rng.randint(8, 80),
+            channels=channels,
+            list_depth=rng.randint(2, 60),
+            layers=rng.randint(2, 9),
+            frame_bytes=rng.choice([64, 100, 1024, 4000]),
+            multiplier=rng.choice(list(Multiplier)),
+            skip=skip,
+        )
+        try:
+            configs.append(Config(**values))
+        except ConfigError:
+            continue
+    return configs
+
+
 def name(config: Config) -> str:
     return (
         f"{config.clusters}x{config.lanes}x{config.columns}-{config.multiplier}-"
@@ -75,8 +112,11 @@ LARGEST = Config(**SMALL, clusters=8, lanes=2, columns=64)
 
 @pytest.mark.parametrize(
     "config",
-    # The largest array takes minutes to build.
-    [*configurations(), pytest.param(LARGEST, marks=pytest.mark.slow)],
+    # The largest array takes minutes to build, and so do many.
+    [
+        *configurations(),
+        *(pytest.param(config, marks=pytest.mark.slow) for config in (LARGEST, *drawn(30))),
+    ],
     ids=name,
 )
 def test_values_and_counters_are_those_of_the_golden_model(config: Config) -> None:

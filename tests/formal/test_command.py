@@ -1,0 +1,384 @@
+# amaranth: UnusedElaboratable=no
+"""Command machine: every command is answered, once, and carried out once."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from amaranth.hdl import Cat, Module, Mux, Signal
+
+from ditto.hdl.command import CommandMachine
+from ditto.hdl.config import Config
+from ditto.hdl.protocol import (
+    COUNTERS,
+    CommandHeader,
+    Opcode,
+    ResponseHeader,
+    Space,
+    Status,
+    identity,
+    size,
+)
+from ditto.sim.formal import Proof, mutant
+
+# In the order in which the machine's text mentions them, which numbers them.
+STATES = (
+    "Header Decide Drain Store Begin_task Encode End_task Respond Identity Fetch Word Select Merge "
+    "Load"
+).split()
+
+# Cycles in which nothing can have passed when a state is entered, or in it.
+QUIET = dict(zip(STATES, (0, 0, 3, 2, 1, 1, 1, 4, 0, 0, 4, 1, 2, 3), strict=True))
+
+CONFIG = Config(
+    clusters=2,
+    lanes=1,
+    columns=1,
+    accumulator_bits=17,
+    channels=1,
+    item_depth=4,
+    positions=2,
+    list_depth=2,
+    layers=2,
+    weight_rows=3,
+    accumulator_rows=3,
+)
+
+
+def inside(header: Any) -> Any:
+    """Tell whether a READ asks for words and bytes that there are."""
+    return (
+        (header.count != 0)
+        & (header.size != 0)
+        & (header.size <= 3)
+        & (header.address + header.count <= CONFIG.accumulator_rows)
+    )
+
+
+def is_known(header: Any) -> Any:
+    return Cat(header.op == op for op in Opcode).any()
+
+
+class CommandMachineProof(Proof):
+    """Whatever comes, and however it is held up.
+
+    The engine answers each task once; nothing else is assumed of it, nor of the bytes.
+    """
+
+    def __init__(self, dut: Any, *, far: bool = False) -> None:
+        super().__init__(dut)
+        self.far = far
+
+    def specify(self, m: Module) -> None:
+        dut = self.dut
+        config = dut.config
+        i, o, engine = dut.i, dut.o, dut.engine
+        tasks, results, deltas = engine.tasks, engine.results, engine.deltas
+        self.stable(i, assume=True)
+        self.stable(results, assume=True)
+        self.stable(o)
+        self.stable(tasks)
+
+        # The command at hand.
+        takes, gives = i.valid & i.ready, o.valid & o.ready
+        length = size(CommandHeader)
+        header = Signal(CommandHeader, reset_less=True)
+        taken = Signal(range(length + 1))
+        whole = Signal()  # all of the body has been taken
+        owed = Signal()  # it has a header, so an answer is due
+        with m.If(takes):
+            with m.If(taken != length):
+                m.d.sync += [
+                    header.eq(Cat(header.as_value()[8:], i.p.data)),
+                    taken.eq(taken + 1),
+                ]
+            m.d.sync += whole.eq(i.p.last)
+            with m.If(taken == length - 1):
+                m.d.sync += owed.eq(1)
+            with m.Elif((taken < length - 1) & i.p.last):
+                m.d.sync += [taken.eq(0), whole.eq(0)]
+        self.assert_(~takes | ~(owed & whole))
+
+        # Sessions and sequences, as the protocol has them.
+        session, sequence = Signal(), Signal(16)
+        outcome = Signal(Status)  # what the last command was told
+        identifies = header.op == Opcode.IDENTIFY
+        repeats = session & ~identifies & (header.sequence == sequence)
+        fresh = session & ~identifies & (header.sequence == (sequence + 1)[:16])
+
+        # A command that repeats the last sequence is the last command, or at least one whose
+        # answer cannot be out of bounds.
+        last = Signal(CommandHeader)
+        is_last = header.as_value() == last.as_value()
+        plain = (Opcode.RESET, Opcode.WRITE, Opcode.RUN, Opcode.COUNTERS)
+        is_plain = Cat(header.op == op for op in plain).any()
+        self.assume(~(owed & repeats) | is_last | is_plain)
+
+        # Its answer: sequence, opcode, status, and as many bytes as it has.
+        given = Signal(range(256))
+        status = Signal(Status)
+        rest = Mux(
+            identifies,
+            len(identity(config.digest, config.pack())),
+            Mux(
+                (header.op == Opcode.COUNTERS) | (header.op == Opcode.RUN),
+                COUNTERS.size // 8,
+                Mux(
+                    header.op == Opcode.READ,
+                    header.count[:2] * header.size[:2] * config.clusters,
+                    0,
+                ),
+            ),
+        )
+        self.assert_(~o.valid | (owed & whole))
+        told = [header.sequence[:8], header.sequence[8:], header.op.as_value()]
+        with m.If(o.valid):
+            for number, byte in enumerate(told):
+                self.assert_((given != number) | (o.p.data == byte))
+            # The status is at hand in the very cycle in which it is given.
+            known = Mux(given == 3, o.p.data == Status.OK.value, status == Status.OK)
+            total = size(ResponseHeader) + Mux(known, rest, 0)
+            self.assert_(o.p.last == ((given >= 3) & (given == total - 1)))
+        with m.If(gives):
+            m.d.sync += given.eq(given + 1)
+            with m.If(given == 3):
+                m.d.sync += status.eq(o.p.data)
+                now = o.p.data
+                self.assert_(now <= Status.BAD_LAYER.value)
+                self.assert_(~identifies | (now == Status.OK.value))
+                with m.If(~session & ~identifies):
+                    self.assert_(now == Status.NO_SESSION.value)
+                with m.Elif(repeats):
+                    self.assert_(now == outcome.as_value())
+                with m.Elif(~fresh & ~identifies):
+                    self.assert_(now == Status.BAD_SEQUENCE.value)
+                with m.If(fresh | identifies):
+                    m.d.sync += [
+                        outcome.eq(now),
+                        sequence.eq(header.sequence),
+                        session.eq(1),
+                        last.eq(header),
+                    ]
+                with m.If(fresh & (header.op == Opcode.READ) & (now == Status.OK.value)):
+                    self.assert_((header.size <= 3) & (header.address + header.count <= 3))
+            with m.If(o.p.last):
+                m.d.sync += [given.eq(0), taken.eq(0), whole.eq(0), owed.eq(0)]
+
+        # What it does to the engine, and how often.
+        tasked, forgot, at_work = Signal(), Signal(), Signal()
+        begins = tasks.valid & tasks.ready
+        ends = results.valid & results.ready
+        is_task = (header.op == Opcode.RUN) | (
+            (header.op == Opcode.WRITE) & (header.space == Space.DELTAS) & (header.count == 0)
+        )
+        writes = header.op == Opcode.WRITE
+        due = owed & fresh & (given == 0)
+        m.d.sync += [tasked.eq(tasked | begins), forgot.eq(forgot | engine.forget)]
+        with m.If(gives & o.p.last):
+            m.d.sync += [tasked.eq(0), forgot.eq(0)]
+        m.d.sync += at_work.eq((at_work | begins) & ~ends)
+        self.assume(~results.valid | at_work)
+        self.assume(results.payload.as_value() <= Status.BAD_LAYER.value)
+        self.assert_(~tasks.valid | (due & is_task & ~tasked))
+        self.assert_(~engine.forget | (due & (header.op == Opcode.RESET) & ~forgot))
+        self.assert_(~engine.layer_en | (due & writes & (header.space == Space.LAYERS)))
+        self.assert_(~engine.weight_en | (due & writes & (header.space == Space.WEIGHTS)))
+        self.assert_(~deltas.valid | (due & writes & (header.space == Space.DELTAS)))
+        self.assert_(~engine.layer_en | (engine.layer_address < config.layers))
+        self.assert_(~engine.weight_en | (engine.weight_address < config.weight_rows))
+        self.assert_(~engine.weight_en | (engine.cluster < config.clusters))
+        self.assert_(~engine.read_en | (engine.read_address < config.accumulator_rows))
+        self.assert_(~at_work | ~o.valid)
+        done = gives & (given == 3) & fresh & (o.p.data == Status.OK.value)
+        self.assert_(~done | (header.op != Opcode.RESET) | forgot)
+        self.assert_(~done | ~is_task | tasked)
+
+        # No deadlock: if nobody holds it up, something passes at least every eighth cycle.
+        willing = (
+            (i.valid | ~i.ready)
+            & (o.ready | ~o.valid)
+            & (tasks.ready | ~tasks.valid)
+            & (results.valid | ~at_work)
+            & deltas.ready
+            & ~engine.encoding
+        )
+        passes = takes | gives | begins | ends | (deltas.valid & deltas.ready)
+        quiet = Signal(range(9))
+        m.d.sync += quiet.eq(Mux(passes | ~willing, 0, quiet + 1))
+        self.assert_(quiet < 8)
+
+        self.state_of = dict(
+            header=header,
+            taken=taken,
+            whole=whole,
+            owed=owed,
+            session=session,
+            sequence=sequence,
+            outcome=outcome,
+            identifies=identifies,
+            repeats=repeats,
+            fresh=fresh,
+            given=given,
+            status=status,
+            last=last,
+            quiet=quiet,
+            tasked=tasked,
+            forgot=forgot,
+            at_work=at_work,
+            is_task=is_task,
+            writes=writes,
+        )
+        self.cover(gives & identifies & (given == 3))
+        self.cover(gives & o.p.last & ~session)
+        if not self.far:
+            return
+        # After the answer to IDENTIFY, which is long.
+        ok = Mux(given == 3, o.p.data == Status.OK.value, status == Status.OK)
+        for op in (Opcode.RESET, Opcode.WRITE):
+            self.cover(gives & o.p.last & fresh & (header.op == op) & ok)
+        self.cover(gives & repeats & (given == 3))
+
+    def support(self, m: Module) -> None:
+        config = self.dut.config
+        known = SimpleNamespace(**self.state_of)
+        header, given = known.header, known.given
+        state = self.internal(4, "dut.fsm_state")
+        at = {name: state == number for number, name in enumerate(STATES)}
+        self.assert_(state < len(STATES))
+        count = self.internal(6, "dut.count")
+        inner = self.internal(8 * size(CommandHeader), "dut.header")
+        session, sequence = self.internal(1, "dut.session"), self.internal(16, "dut.sequence")
+        status, outcome = self.internal(8, "dut.status"), self.internal(8, "dut.outcome")
+        more, stored = self.internal(1, "dut.more"), self.internal(1, "dut.stored")
+        address = self.internal(17, "dut.address")
+        cluster = self.internal(1, "dut.cluster")
+        left, words = self.internal(16, "dut.left"), self.internal(16, "dut.words")
+        rom = self.internal(7, "dut.rom_r__addr")
+        length = size(CommandHeader)
+
+        # The header, and what has been taken of it.
+        self.assert_(known.owed == ~at["Header"])
+        self.assert_(Mux(known.owed, known.taken == length, known.taken < length))
+        self.assert_(~at["Header"] | ((count == known.taken) & ~known.whole & (given == 0)))
+        differ = inner ^ header.as_value()
+        self.assert_((differ >> (8 * (length - known.taken)).as_unsigned()) == 0)
+        self.assert_(~known.owed | (more == ~known.whole))
+        answers = Cat(at[n] for n in ("Respond", "Identity", "Fetch", "Select", "Merge", "Load", "Word")).any()
+        self.assert_(~answers | known.whole)
+        self.assert_(answers | (given == 0))
+
+        # Sessions, sequences and statuses.
+        decided = ~(at["Header"] | at["Decide"]) & (given <= 3)
+        taken_up = known.fresh | known.identifies
+        self.assert_(session == (known.session | (decided & known.identifies)))
+        self.assert_(
+            ~session
+            | (sequence == Mux(decided & taken_up, header.sequence, known.sequence))
+        )
+        told = decided & answers
+        self.assert_(
+            ~session
+            | Mux(
+                told & taken_up,
+                outcome == status,
+                ~known.session | (outcome == known.outcome.as_value()),
+            )
+        )
+        settled = decided & (answers | at["Drain"])
+        self.assert_(~decided | (status <= Status.BAD_LAYER.value))
+        self.assert_((given <= 3) | (status == known.status.as_value()))
+        with m.If(settled):
+            self.assert_(~known.identifies | (status == 0))
+            with m.If(~known.session & ~known.identifies):
+                self.assert_(status == Status.NO_SESSION.value)
+            with m.Elif(known.repeats):
+                self.assert_(status == known.outcome.as_value())
+            with m.Elif(~known.fresh & ~known.identifies):
+                self.assert_(status == Status.BAD_SEQUENCE.value)
+            with m.Else():
+                ok = status == 0
+                self.assert_(~ok | (header.op != Opcode.RESET) | known.forgot | known.identifies)
+                self.assert_(~ok | ~known.is_task | known.tasked)
+                self.assert_(~ok | (header.op != Opcode.READ) | inside(header))
+                self.assert_(~ok | is_known(header))
+        was_read = (known.last.op == Opcode.READ) & (known.outcome == Status.OK)
+        self.assert_(~known.session | ~was_read | inside(known.last))
+        last_fine = known.session & (known.outcome == Status.OK)
+        self.assert_(~known.session | (known.outcome.as_value() <= Status.BAD_LAYER.value))
+        self.assert_(~last_fine | is_known(known.last))
+        with m.If(given > 3):
+            self.assert_(known.sequence == header.sequence)
+            is_last = known.last.as_value() == header.as_value()
+            self.assert_(known.session & ((header.op != Opcode.READ) | is_last))
+            self.assert_(known.outcome == known.status)
+
+        # What it is at.
+        early = at["Header"] | at["Decide"]
+        self.assert_(~known.tasked | (~early & known.is_task))
+        self.assert_(~known.forgot | (~early & (header.op == Opcode.RESET)))
+        self.assert_(known.at_work == at["End_task"])
+        begins = at["Begin_task"] | at["End_task"]
+        self.assert_(~begins | (known.fresh & known.is_task & (known.tasked == at["End_task"])))
+        self.assert_(~stored | at["Store"])
+        with m.If(at["Store"]):
+            layers, weights = (header.space == s for s in (Space.LAYERS, Space.WEIGHTS))
+            self.assert_(known.fresh & known.writes & (layers | weights))
+            self.assert_(count < Mux(layers, 32, 1))
+        encodes = known.writes & (header.space == Space.DELTAS)
+        self.assert_(~at["Encode"] | (known.fresh & encodes & (~known.is_task | known.tasked)))
+
+        for name, cycles in QUIET.items():
+            self.assert_(~at[name] | (known.quiet <= cycles))
+
+        # What is still to be given.
+        self.assert_(~at["Respond"] | (count == given))
+        self.assert_(~at["Respond"] | (given <= 3))
+        follows = answers & ~at["Respond"]
+        self.assert_(~follows | ((given > 3) & (status == 0) & (count == 0)))
+        self.assert_(~at["Identity"] | (known.identifies & (given == 4 + rom) & (rom < 84)))
+        reads = header.op == Opcode.READ
+        counts = (header.op == Opcode.COUNTERS) | (header.op == Opcode.RUN)
+        in_word = at["Word"]
+        self.assert_(~follows | at["Identity"] | reads | (in_word & counts))
+        with m.If(in_word & counts):
+            self.assert_((words == 0) & (left != 0) & (left + given == 4 + COUNTERS.size // 8))
+        with m.If(follows & reads):
+            size_, number = header.size[:2], header.count[:2]
+            later = (config.clusters - 1 - cluster).as_unsigned()[:1] * number * size_
+            fetched = Mux(at["Fetch"], words, words + 1)
+            here = Mux(in_word, left + words * size_, fetched * size_)
+            self.assert_(inside(header) & (words <= 3) & ((left <= 3) | ~in_word))
+            self.assert_(~in_word | ((left != 0) & (left <= size_)))
+            self.assert_(~at["Fetch"] | (words != 0))
+            self.assert_(given + here + later == 4 + number * size_ * config.clusters)
+            self.assert_(address + words == header.address + header.count)
+
+
+def test_command_machine(holds: Any) -> None:
+    holds(lambda: CommandMachineProof(CommandMachine(CONFIG)), 2, reach=20)
+
+
+@pytest.mark.slow
+def test_command_machine_within_a_session(holds: Any) -> None:
+    holds(lambda: CommandMachineProof(CommandMachine(CONFIG), far=True), 2, reach=140, timeout=900)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("with m.Elif(~session):", "with m.Elif(session):"),
+        pytest.param(
+            "response.sequence.eq(header.sequence)",
+            "response.sequence.eq(sequence)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "with m.Elif(self.i.p.last):\n                        m.d.sync += count.eq(0)",
+            "with m.Elif(0):\n                        m.d.sync += count.eq(0)",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_command_machine_with_a_defect(refutes: Any, old: str, new: str) -> None:
+    module = mutant("ditto.hdl.command", old, new)
+    refutes(lambda: CommandMachineProof(module.CommandMachine(CONFIG)), 18)

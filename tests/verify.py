@@ -1,0 +1,257 @@
+"""Measure the evidence for the gateware, and write docs/verification.md from it.
+
+    python tests/verify.py                    all parts, as `make verify` does
+    python tests/verify.py --parts lint       some of them; the others stay as they were measured
+    python tests/verify.py --parts ""         write the page again
+
+Results are kept in docs/verification.json: each with its command and the commit that it was run on.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "verification.json"
+PAGE = ROOT / "docs" / "verification.md"
+ALL = ["-m", "slow or not slow"]
+
+
+class Part(NamedTuple):
+    """A part of the evidence: a command, and the seconds that it may take."""
+
+    arguments: list[str]
+    limit: float
+
+
+PARTS = {
+    "formal": Part(["-m", "pytest", "tests/formal", *ALL], 2400),
+    "lint": Part(["-m", "pytest", "tests/fpga/test_lint.py"], 300),
+    "multipliers": Part(["-m", "pytest", "tests/hdl/test_multiplier.py"], 600),
+    "matrix": Part(
+        ["-m", "pytest", "tests/sim/test_device.py", "-k", "counters_are_those", *ALL], 2400
+    ),
+    "mutation": Part(["tests/mutation/run.py", "--mutants", "100"], 3000),
+}
+MATRIX_TARGET = 40
+
+
+def text_of(arguments: list[str]) -> str:
+    return " ".join(["python", *(f'"{a}"' if " " in a else a for a in arguments)])
+
+
+def run(part: Part, work: Path) -> dict[str, Any]:
+    """Run a part; a failure is a result."""
+    is_pytest = "pytest" in part.arguments
+    output = work / ("report.xml" if is_pytest else "report.json")
+    extra = [f"--junitxml={output}"] if is_pytest else ["-o", str(output)]
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *part.arguments, *extra],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        process.wait(part.limit)
+    except subprocess.TimeoutExpired:
+        print(f"{text_of(part.arguments)}: ended after {part.limit:g} s", file=sys.stderr)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    result: dict[str, Any] = {
+        "command": text_of(part.arguments),
+        "commit": commit(),
+        "seconds": round(time.monotonic() - start),
+    }
+    if not output.exists():
+        return result | {"cases": [], "blocks": []}
+    return result | (read_report(output) if is_pytest else json.loads(output.read_text()))
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the tests of a report, with what they recorded."""
+    cases = []
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        tags = {child.tag for child in case}
+        state = "failed" if tags & {"failure", "error"} else "passed"
+        recorded = {
+            item.attrib["name"]: item.attrib["value"] for item in case.iter("property")
+        }
+        cases.append(
+            {
+                "file": case.attrib["classname"].rsplit(".", 1)[-1],
+                "name": case.attrib["name"],
+                "state": "skipped" if "skipped" in tags else state,
+                **{name: json.loads(value) for name, value in recorded.items()},
+            }
+        )
+    return {"cases": cases}
+
+
+def verdict(is_met: bool) -> str:
+    return "met" if is_met else "**below target**"
+
+
+def count(cases: list[dict[str, Any]], state: str) -> int:
+    return sum(case["state"] == state for case in cases)
+
+
+def tally(cases: list[dict[str, Any]]) -> str:
+    states = ("passed", "failed", "skipped")
+    return ", ".join(f"{n} {state}" for state in states if (n := count(cases, state))) or "none ran"
+
+
+def proofs(result: dict[str, Any]) -> list[str]:
+    lines = ["| proof | result | reached |", "|---|---|---|"]
+    for case in result["cases"]:
+        if "prove" in case:
+            how = f"holds in every cycle, by induction over {case['prove']['depth']}"
+        elif "bmc" in case:
+            how = f"holds in the first {case['bmc']['depth']} cycles"
+        elif "with_a_defect" in case["name"]:
+            continue
+        else:
+            how = f"**{case['state']}**"
+        reached = f"within {case['cover']['depth']} cycles" if "cover" in case else "--"
+        if case["state"] != "passed":
+            how, reached = f"**{case['state']}**", "--"
+        lines.append(f"| {case['name'].removeprefix('test_')} | {how} | {reached} |")
+    defects = [case for case in result["cases"] if "with_a_defect" in case["name"]]
+    lines += [
+        "",
+        "A proof that cannot fail proves nothing: each is also run on blocks with a defect, and has "
+        f"to find it. Of {len(defects)} defects, {count(defects, 'passed')} are found: "
+        f"{verdict(count(defects, 'passed') == len(defects))}.",
+    ]
+    return lines
+
+
+def mutation(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| block | mutants | killed | proven equivalent | score | target |",
+        "|---|---|---|---|---|---|",
+    ]
+    for block in result["blocks"]:
+        lines.append(
+            f"| {block['block']} | {block['mutants']} | {block['killed']} | "
+            f"{block['equivalent']} | {block['score']:.1%} | {block['target']:.0%}: "
+            f"{verdict(block['score'] >= block['target'])} |"
+        )
+    for block in result["blocks"]:
+        if block["survivors"]:
+            lines += ["", f"Survivors of {block['block']}:", ""]
+            lines += [f"- {s['mutant']}: `{s['change']}`" for s in block["survivors"]]
+    return lines
+
+
+def page(results: dict[str, Any]) -> str:
+    """Write the page."""
+    lines = [
+        "# Verification",
+        "",
+        "<!-- Written by tests/verify.py from verification.json; change those. -->",
+        "",
+        "What speaks for the gateware, measured by the commands shown. `make verify` runs all of "
+        "it and writes this page; anything below its target is shown as such.",
+    ]
+
+    def part(name: str, title: str, text: str) -> dict[str, Any] | None:
+        lines.extend(["", f"## {title}", "", text, ""])
+        if name not in results:
+            lines.append("Not measured.")
+            return None
+        result = results[name]
+        lines.append(f"`{result['command']}` at {result['commit']}, {result['seconds']} s.")
+        lines.append("")
+        return result
+
+    if result := part(
+        "formal",
+        "Proofs",
+        "Control blocks, by Yosys and SymbiYosys with Boolector. Every register and memory begins "
+        "with any value; a reset comes first, and again at any time. What surrounds the block does "
+        "anything that the block's documentation allows, at any speed. The statements are the "
+        "docstrings in `tests/formal`.",
+    ):
+        lines += proofs(result)
+    if result := part(
+        "multipliers",
+        "Multipliers",
+        "Every digit times every weight, for widths from 2 by 2 to 9 by 8 bits, of blocks and of "
+        "tables. The weights of the two columns that share a block take all pairs of the ends of "
+        "their range, and random ones.",
+    ):
+        lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
+    if result := part(
+        "matrix",
+        "Configurations",
+        "Devices over the legal space, corners and drawn ones, run random layers through the link: "
+        f"values and counters are those of the golden model. Target: {MATRIX_TARGET}.",
+    ):
+        enough = count(result["cases"], "passed") >= MATRIX_TARGET and is_fine(result)
+        lines.append(f"{tally(result['cases'])}: {verdict(enough)}.")
+    if result := part(
+        "mutation",
+        "Mutation",
+        "Yosys puts defects into a block's netlist, one at a time, and the block's own bench has to "
+        "notice. The score is the killed mutants among those that are not proven equivalent.",
+    ):
+        lines += mutation(result)
+    if result := part(
+        "lint",
+        "Lint",
+        "Verilator -Wall on the Verilog of three devices. What it may say is explained in "
+        "`tests/fpga/lint.vlt`.",
+    ):
+        lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
+    lines += [
+        "",
+        "## Not measured yet",
+        "",
+        "Proofs of the sequencer and of the engine's control; mutation of the engine, the array, "
+        "the command machine and of the host's code; faults of the link by the million; fuzzing; "
+        "functional, line and toggle coverage; 100 images back to back.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def is_fine(result: dict[str, Any]) -> bool:
+    return bool(result["cases"]) and count(result["cases"], "passed") == len(result["cases"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS), help="(default: all of them)")
+    names = [name for name in parser.parse_args().parts.split(",") if name]
+    for name in names:
+        if name not in PARTS:
+            parser.error(f"there is no part {name!r}; choose from {', '.join(PARTS)}")
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="ditto-verify-") as folder:
+            results[name] = run(PARTS[name], Path(folder))
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
