@@ -28,6 +28,7 @@ LINT := $(VENV)/lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.board
+	rm -f samples.png.state
 	$(BIN)/ditto denoise --samples 10 --seed 1 -o samples.png
 
 test: $(VENV)/.test
@@ -45,7 +46,7 @@ lint: $(VENV)/.lint
 	$(LINT)/bin/pyright --pythonpath $(LINT)/bin/python
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info samples.png .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info samples.png samples.png.state .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.host import quality
-from ditto.host.costs import LayerCosts
-from ditto.host.model import Linear, Model, ModelError
-from ditto.host.program import PlacementError, Program, suggest
+from ditto.host.costs import LayerCosts, ProductCosts
+from ditto.host.layers import Linear
+from ditto.host.model import Model, ModelError
+from ditto.host.program import Placement, PlacementError, Program, suggest
 from ditto.host.samplers import Sampler, Schedule, inputs_of, sampler_of
 from ditto.host.trace import Step, Traced, draw_batch, predictor
 
@@ -102,7 +103,7 @@ def neighbour(values: NDArray[np.int16], axis: int | None) -> NDArray[np.int16]:
 class _Statistics:
     """Counts of every tensor in every step."""
 
-    def __init__(self, traced: Traced, costs: Mapping[str, LayerCosts], steps: int) -> None:
+    def __init__(self, traced: Traced, costs: "Costs", steps: int) -> None:
         tensors, self._traced = len(traced.tensors), traced
         self.widths = np.zeros((tensors, len(KINDS), steps, WIDTHS), np.int64)
         self.ranges = np.zeros((tensors, len(KINDS), steps, 2), np.int64)
@@ -115,9 +116,14 @@ class _Statistics:
         self._axes = _axes(traced)
         self._costs = costs
         self._readers: dict[int, list[int]] = {}
+        self._pairs: list[int] = []
         for index, reader in enumerate(traced.products):
-            if reader.name in costs:
+            if isinstance(costs.get(reader.name), ProductCosts):
+                self._pairs.append(index)
+            elif reader.name in costs:
                 self._readers.setdefault(reader.operands[0], []).append(index)
+        #: Operands of products, whose values are needed at once.
+        self._paired = {i for index in self._pairs for i in traced.products[index].operands}
         values = np.arange(-_REACH, _REACH)
         bits = np.ceil(np.log2(np.maximum(np.where(values < 0, -values, values + 1), 1))) + 1
         self._width = np.where(values == 0, 0, bits).astype(int)
@@ -130,6 +136,7 @@ class _Statistics:
     def add(self, step: Step) -> None:
         """Count a step of some samples."""
         self.dense[step.step] = step.before is None
+        paired: dict[int, list[NDArray[np.int16] | None]] = {}
         for index, tensor in enumerate(self._traced.tensors):
             zero, axis = np.int16(tensor.zero_point), self._axes[index]
             now = step.values[index].astype(np.int16) - zero
@@ -144,13 +151,31 @@ class _Statistics:
             for kind, values in enumerate(kinds):
                 if values is not None:
                     self._count(index, kind, step.step, values)
+            if index in self._paired:
+                shape = (-1, *tensor.shape[1:]) if tensor.shape[0] == 1 else (-1, *tensor.shape)
+                paired[index] = [None if v is None else v.reshape(shape) for v in kinds]
             for reader in self._readers.get(index, ()):
                 costs = self._costs[self._traced.products[reader].name]
+                assert isinstance(costs, LayerCosts)
                 given = np.concatenate([values for values in kinds if values is not None])
                 cycles = costs.cycles(given).reshape(-1, len(now)).sum(axis=1)
                 if step.before is None:  # nothing is kept: this step is dense
                     cycles = cycles[[0, 0, 1]]
                 self.cycles[reader, :, step.step] += cycles
+        for pair in self._pairs:
+            product = self._traced.products[pair]
+            costs = self._costs[product.name]
+            assert isinstance(costs, ProductCosts)
+            (left, left_change, left_spatial), (right, right_change, right_spatial) = (
+                paired[i] for i in product.operands
+            )
+            assert left is not None and right is not None
+            assert left_spatial is not None and right_spatial is not None
+            dense = temporal = costs.dense(left, right)
+            if left_change is not None and right_change is not None:
+                temporal = costs.temporal(left_change, right_change, dense)
+            modes = [dense, temporal, costs.dense(left_spatial, right_spatial)]
+            self.cycles[pair, :, step.step] += [int(cycles.sum()) for cycles in modes]
 
     def _count(self, index: int, kind: int, step: int, values: NDArray[np.int16]) -> None:
         counts = np.bincount((values.ravel() + np.int16(_REACH)), minlength=2 * _REACH)
@@ -353,13 +378,23 @@ def _exact(
     return predictor(proto, "the float model", onnxruntime=onnxruntime)
 
 
-def _costs(model: Model, traced: Traced, config: Config) -> tuple[dict[str, LayerCosts], str]:
+Costs = Mapping[str, LayerCosts | ProductCosts]
+"""Costs of the layers by name."""
+
+
+def _costs(model: Model, traced: Traced, config: Config) -> tuple[Costs, str]:
     """Place the layers on a device; return their costs, and what device that is."""
-    operand = {reader.name: reader.operands[0] for reader in traced.products}
-    layers = [
-        layer for layer in model.layers if isinstance(layer, Linear) and layer.name in operand
-    ]
-    shapes = [traced.tensors[operand[layer.name]].shape for layer in layers]
+    operands = {reader.name: reader.operands for reader in traced.products}
+    layers: list[Any] = []
+    shapes: list[Any] = []
+    for layer in model.layers:
+        own = [traced.tensors[i].shape for i in operands.get(layer.name, ())]
+        if isinstance(layer, Linear) and own:
+            layers.append(layer)
+            shapes.append(own[0])
+        elif len(own) == 2:
+            layers.append(layer)
+            shapes.append(tuple(own))
     try:
         program, device = Program(layers, shapes, config), "the device as configured"
     except PlacementError:
@@ -372,11 +407,15 @@ def _costs(model: Model, traced: Traced, config: Config) -> tuple[dict[str, Laye
                 "a device of the same array for each layer: the whole model is beyond the limits "
                 "of one"
             )
-    placed = {p.layer.name: LayerCosts(p, program.config) for p in program.layers}
-    return placed, device
+    return {p.layer.name: _cost(p, program.config) for p in program.layers}, device
 
 
-def _apart(layers: Sequence[Any], shapes: Sequence[Any], config: Config) -> dict[str, LayerCosts]:
+def _cost(placement: Placement, config: Config) -> LayerCosts | ProductCosts:
+    kind = LayerCosts if isinstance(placement.layer, Linear) else ProductCosts
+    return kind(placement, config)
+
+
+def _apart(layers: Sequence[Any], shapes: Sequence[Any], config: Config) -> Costs:
     """Place every layer on a device of its own; leave out those that no device takes."""
     result = {}
     for layer, shape in zip(layers, shapes, strict=True):
@@ -385,7 +424,7 @@ def _apart(layers: Sequence[Any], shapes: Sequence[Any], config: Config) -> dict
             placement = Program([layer], [shape], own).layers[0]
         except PlacementError:
             continue
-        result[layer.name] = LayerCosts(placement, own)
+        result[layer.name] = _cost(placement, own)
     return result
 
 

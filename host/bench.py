@@ -1,6 +1,6 @@
 """Measures what a model's sampling takes on a device, beside what it could take at best."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from math import prod
 from statistics import median
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ditto.hdl.config import Config
+from ditto.hdl.config import Config, Multiplier
 from ditto.hdl.protocol import Mode
 from ditto.host.device import word_bytes
 from ditto.host.executor import LayerRun
@@ -40,7 +40,7 @@ LINK_BYTES = 1
 _IDEAL = "an ideal dense array of 8 x 8 bits, always in use"
 
 
-def fitting(model: Model, config: Config, given: Iterable[str] = ()) -> Config:
+def fitting(model: Model, config: Config) -> Config:
     """Return the device with memories deep enough for a model.
 
     Parameters
@@ -48,9 +48,7 @@ def fitting(model: Model, config: Config, given: Iterable[str] = ()) -> Config:
     model
         The model.
     config
-        The device.
-    given
-        Parameters that stay as they are.
+        The device. Its array stays, and no memory becomes smaller.
 
     Raises
     ------
@@ -63,7 +61,7 @@ def fitting(model: Model, config: Config, given: Iterable[str] = ()) -> Config:
         return config
     except PlacementError:
         least = suggest(layers, shapes, config)
-    kept = set(given) | {"clusters", "lanes", "columns", "digit_bits", "multiplier"}
+    kept = {"clusters", "lanes", "columns", "digit_bits", "multiplier", "skip"}
     grown = {
         parameter.name: max(getattr(config, parameter.name), getattr(least, parameter.name))
         for parameter in fields(Config)
@@ -287,8 +285,10 @@ def _speedups(
     return facts | {
         "baseline_cycles": int(cycles),
         "speedup_equal_bits": cycles / max(result["array_cycles"], 1),
-        # Needs builds of both, see `compare_builds`.
+        # These need builds of both, see `compare_builds`.
         "speedup_equal_resources": None,
+        "speedup_end_to_end": None,
+        "built": {},
     }
 
 
@@ -297,22 +297,75 @@ def _zeros(band: Band) -> Any:
 
 
 def compare_builds(run: dict[str, Any], builds: Sequence[Mapping[str, Any]]) -> None:
-    """Fill in the speedup of a run at equal resources, if its array and the baseline were built.
+    """Fill in what a run's speedup is at equal resources, by builds of its array and the baseline.
 
-    As many copies of each as the part has room for work at their median frequency; the scarcest
-    of lookup tables and multiplier blocks decides how many.
+    The scarcer of lookup tables and multiplier blocks decides how many copies of an array a part
+    has room for. ``speedup_equal_resources`` counts cycles, ``speedup_end_to_end`` time, at the
+    median of the clock frequencies. ``built`` has the same for multipliers of each kind.
+
+    Parameters
+    ----------
+    run
+        A result of :func:`measure`.
+    builds
+        What :meth:`ditto.fpga.build.Builder.facts` says of devices. Those with the array of the run
+        and of its baseline count, whatever the depths of their memories.
     """
-    rates = []
-    for configuration, cycles in (
+    if run["baseline_configuration"] is None:
+        return
+    sides = (
         (run["configuration"], run["array_cycles"]),
         (run["baseline_configuration"], run["baseline_cycles"]),
-    ):
-        build = next((b for b in builds if b["configuration"] == configuration), None)
-        if build is None or not build["fmax_mhz"]:
-            return
-        available = build["available"]
-        share = max(
-            build["comb"] / available["TRELLIS_COMB"], build["dsps"] / available["MULT18X18D"]
-        )
-        rates.append(median(build["fmax_mhz"].values()) / cycles / share)
-    run["speedup_equal_resources"] = rates[0] / rates[1]
+    )
+    for kind in Multiplier:
+        found = [
+            next((b for b in builds if _array(b["configuration"]) == _array(wanted, kind)), None)
+            for wanted, _ in sides
+        ]
+        if None in found:
+            continue
+        rates = [
+            _rates(build, run["macs"], cycles)
+            for build, (_, cycles) in zip(found, sides, strict=True)
+            if build is not None
+        ]
+        per_cycle, per_second = (_ratio(*(rate[name] for rate in rates)) for name in _RATES)
+        run["built"][str(kind)] = {
+            "speedup_equal_resources": per_cycle,
+            "speedup_end_to_end": per_second,
+            "array": rates[0],
+            "baseline": rates[1],
+        }
+        if kind == run["configuration"]["multiplier"]:
+            run["speedup_equal_resources"] = per_cycle
+            run["speedup_end_to_end"] = per_second
+
+
+_RATES = ("part_macs_per_cycle", "part_gmacs")
+
+
+def _rates(build: Mapping[str, Any], macs: int, cycles: int) -> dict[str, Any]:
+    """Return the share of a part that an array takes, and the dense work that both do in a time."""
+    available = build["available"]
+    share = max(build["comb"] / available["TRELLIS_COMB"], build["dsps"] / available["MULT18X18D"])
+    clocks = build["fmax_mhz"].values()
+    per_cycle = macs / max(cycles, 1)
+    gmacs = per_cycle * median(clocks) / 1000 if clocks else None
+    return {
+        "share": share,
+        "gmacs": gmacs,
+        "part_macs_per_cycle": per_cycle / share,
+        "part_gmacs": None if gmacs is None else gmacs / share,
+    }
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
+
+
+def _array(configuration: Mapping[str, Any], kind: Multiplier | None = None) -> dict[str, Any]:
+    """Return what makes an array, of a configuration: everything but the depths of memories."""
+    names = ("clusters", "lanes", "columns", "digit_bits", "activation_bits", "weight_bits", "skip")
+    return {name: configuration[name] for name in names} | {
+        "multiplier": str(kind or configuration["multiplier"])
+    }

@@ -1,7 +1,7 @@
 """What makes a model file unusable, found before anything runs: by node, tensor and remedy."""
 
 import math
-import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +21,13 @@ _FINITE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QuantizeLinear", "Dequant
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that are free; None where the system does not tell."""
+    """Return the bytes of memory that programs can have; None where the system does not tell."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        text = Path("/proc/meminfo").read_text("ascii")
+    except OSError:  # only Linux has it
         return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return None if found is None else 1024 * int(found[1])
 
 
 def load(path: Path | str) -> onnx.ModelProto:

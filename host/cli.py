@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import signal
 import sys
 import textwrap
@@ -20,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.host import cli_boards, cli_policy, cli_resume, cli_selftest
+from ditto.host import (
+    cli_bench,
+    cli_boards,
+    cli_estimate,
+    cli_policy,
+    cli_resume,
+    cli_selftest,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,7 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_quantize,
         _add_analyze,
         _add_denoise,
-        _add_bench,
+        cli_bench.add,
+        cli_estimate.add,
         cli_policy.add,
         _add_generate,
         _add_identify,
@@ -312,63 +319,6 @@ def _add_denoise(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write all counts to a file")
     cli_resume.add_resume(parser)
     _add_config(parser)
-
-
-def _add_bench(verbs: Any, common: argparse.ArgumentParser) -> None:
-    parser = verbs.add_parser(
-        "bench",
-        parents=[common],
-        help="measure cycles, size and speed of a device",
-        description="Count the cycles of whole trajectories with the golden model, build the "
-        "device for an ECP5, and write all figures as JSON, a roofline beside it (*.svg) and a "
-        "page. Builds need the tools of the extra fpga, take minutes to hours, and are kept.",
-    )
-    parser.set_defaults(run=_bench)
-    add = parser.add_argument
-    add("model", nargs="*", type=Path, metavar="MODEL", help="int8 models (default: the demo's)")
-    add("-o", "--output", type=Path, required=True, metavar="JSON", help="file to write")
-    add("--page", type=Path, metavar="FILE", help="write a page in Markdown, too")
-    add("--steps", type=_positive, default=50, metavar="N", help="denoising steps (default: 50)")
-    add("--samples", type=_positive, default=1, metavar="N", help="images (default: 1)")
-    add(
-        "--builds",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="place and route the device (default)",
-    )
-    add(
-        "--seeds",
-        type=_list(_natural),
-        default=[1, 2, 3],
-        metavar="N,...",
-        help="seeds of place and route (default: 1,2,3)",
-    )
-    _add_part(parser)
-    _add_config(parser)
-
-
-def _add_part(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--part",
-        choices=("12k", "25k", "45k", "85k"),
-        default="85k",
-        help="size of the ECP5 (default: 85k)",
-    )
-    add(
-        "--frequency",
-        type=_frequency,
-        default=80.0,
-        metavar="MHZ",
-        help="clock frequency to aim for (default: 80)",
-    )
-    add(
-        "--timeout",
-        type=_frequency,
-        default=3600.0,
-        metavar="S",
-        help="most seconds for each run of a tool (default: 3600)",
-    )
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
@@ -726,161 +676,6 @@ def _demo_model() -> Path:
     return Path(str(files("ditto.host").joinpath("models/digits16.int8.onnx")))
 
 
-def _bench(options: argparse.Namespace) -> int:
-    config = _config(options)
-    given = [p.name for p in fields(Config) if getattr(options, p.name) is not None]
-    from contextlib import ExitStack
-    from importlib import metadata
-
-    from ditto.host.bench import compare_builds, fitting, measure
-    from ditto.host.model import Model
-    from ditto.host.output import OutputFile
-    from ditto.host.performance import page
-    from ditto.host.roofline import roofline
-    from ditto.host.samplers import DDIM, Schedule
-
-    if options.builds:
-        from ditto.fpga.tools import find
-
-        for tool in "yosys", "nextpnr-ecp5":
-            find(tool)
-    paths = options.model or [_demo_model()]
-    names = [re.sub(r"(\.int8)?\.onnx$", "", path.name) for path in paths]
-    if len(set(names)) < len(names):
-        raise UsageError("two models have the same name")
-    ending = [""] if len(names) == 1 else [f"-{name}" for name in names]
-    pictures = [options.output.with_name(f"{options.output.stem}{end}.svg") for end in ending]
-    outputs = [options.output, *pictures, *([options.page] if options.page else [])]
-    if len({path.absolute() for path in outputs}) < len(outputs):
-        raise UsageError("the files to write must have different names; the JSON's is *.json")
-
-    console = _console()
-    with ExitStack() as stack:
-        opened = [stack.enter_context(OutputFile(path)) for path in outputs]
-        runs: list[dict[str, Any]] = []
-        for path, name in zip(paths, names, strict=True):
-            model = Model.load(path)
-            schedule = Schedule.from_metadata(model.metadata)
-            _check_steps(options.steps, schedule.train_steps)
-            fitted = fitting(model, config, given)
-            for field, value in asdict(fitted).items():
-                if value != getattr(config, field):
-                    logging.getLogger("ditto").info(
-                        "%s needs %s = %s, not %s", name, field, value, getattr(config, field)
-                    )
-            sampler = DDIM(schedule, steps=options.steps)
-            runs += measure(model, fitted, sampler, name=name, samples=options.samples)
-        builds = _builds(runs, options) if options.builds else []
-        for run in runs:
-            compare_builds(run, builds)
-        versions = {name: metadata.version(name) for name in ("ditto-accel", "numpy", "onnx")}
-        facts = {
-            "command": shlex.join(["ditto", *options.words]),
-            "versions": versions | (builds[0]["tools"] if builds else {}),
-            "runs": runs,
-            "builds": builds,
-        }
-        opened[0].write(json.dumps(facts, indent=1).encode() + b"\n")
-        for file, name in zip(opened[1:], names, strict=False):
-            file.write(roofline([run for run in runs if run["model"] == name]).encode())
-        if options.page:
-            folder = options.page.absolute().parent
-            links = [Path(os.path.relpath(path.absolute(), folder)).as_posix() for path in pictures]
-            opened[-1].write(page(facts, links).encode())
-    _bench_table(console, facts)
-    print(f"wrote {', '.join(str(path) for path in outputs)}")
-    return _BUILD if any("error" in build for build in builds) else 0
-
-
-def _builds(runs: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Build every device of some runs; one that does not fit or takes too long has an error."""
-    from ditto.fpga.build import Builder, DoesNotFitError
-    from ditto.fpga.tools import TimeLimitError
-
-    configurations = [run["configuration"] for run in runs]
-    configurations += [run["baseline_configuration"] for run in runs]
-    builds: list[dict[str, Any]] = []
-    for configuration in configurations:
-        if configuration is None or any(b["configuration"] == configuration for b in builds):
-            continue
-        builder = Builder(
-            Config(**configuration),
-            part=options.part,
-            frequency=options.frequency,
-            timeout=options.timeout,
-        )
-        try:
-            builds.append(builder.facts(options.seeds))
-        except (DoesNotFitError, TimeLimitError) as error:
-            builds.append(builder.facts([]) | {"error": str(error)})
-            print(f"ditto: {error}", file=sys.stderr)
-    return builds
-
-
-def _bench_table(console: "Console", facts: dict[str, Any]) -> None:
-    """Print the runs, and the ideal beside them, then the builds."""
-    from collections import Counter
-
-    from rich import box
-    from rich.table import Table
-
-    from ditto.host.performance import array_of, speed_of
-
-    def ratio(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    heads = ["mode", "cycles", "ideal", "used\n%", "speedup,\nequal bits", "equal\nresources"]
-    table.add_column("model")
-    table.add_column("array")
-    for head in (*heads, "link\ncycles"):
-        table.add_column(head, justify="right")
-    for run in facts["runs"]:
-        table.add_row(
-            run["model"],
-            array_of(run["configuration"]),
-            run["mode"],
-            f"{run['array_cycles']:,}",
-            f"{run['ideal_cycles']:,}",
-            f"{100 * run['utilization']:.1f}",
-            ratio(run["speedup_equal_bits"]),
-            ratio(run["speedup_equal_resources"]),
-            f"{run['link_cycles']:,}",
-        )
-    console.print(table)
-    for run in facts["runs"]:
-        bounds = Counter(layer["bound"] for layer in run["layers"])
-        counted = ", ".join(f"{count} by {bound}" for bound, count in bounds.most_common())
-        print(f"{run['model']}, {run['mode']}: layers bound {counted}")
-    best = facts["runs"][0]["ideal"]
-    print(
-        f"in a cycle at best: {best['products_per_cycle']} products, "
-        f"{best['weight_bytes_per_cycle']:g} bytes of weights, "
-        f"{best['link_bytes_per_cycle']:g} byte of the link"
-    )
-    print(f"speedup at equal bits: over {facts['runs'][0]['baseline']}")
-    if not facts["builds"]:
-        return
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("array")
-    for head in (
-        "part",
-        "LUT4",
-        "CCU2C",
-        "comb",
-        "FF",
-        "DSP",
-        "BRAM",
-        "MHz, lowest / median / highest",
-    ):
-        table.add_column(head, justify="right")
-    for build in facts["builds"]:
-        cells = [f"{build[n]:,}" for n in ("luts", "carries", "comb", "ffs", "dsps", "brams")]
-        array = array_of(build["configuration"])
-        table.add_row(array, build["device"], *cells, speed_of(build))
-    console.print(table)
-
-
 def _denoise(options: argparse.Namespace) -> int:
     config = _config(options)
     import numpy as np
@@ -911,12 +706,15 @@ def _denoise(options: argparse.Namespace) -> int:
         model, inputs, guidance=options.guidance, null_label=options.null_label
     )
     shape = conditioning.shape
-    if shape[1] != 1:
+    if shape[1] not in (1, 3):
         raise ModelError(
-            f"{path} makes images of {shape[1]} channels; only grayscale can be written"
+            f"{path} makes images of {shape[1]} channels; only gray (1) and color (3) can be "
+            "written"
         )
     schedule = Schedule.from_metadata(model.metadata)
     _check_steps(options.steps, schedule.train_steps)
+    if options.policy == "oracle" and len(model.windows) > 1:
+        raise UsageError("--policy oracle foresees models without step windows only")
     sampler = sampler_of(_sampler(options), schedule, steps=options.steps, eta=options.eta)
     shapes = model.shapes(conditioning.inputs(0, np.zeros(shape, np.float32), 0, 0))
     jobs = options.jobs or (1 if options.port else min(2, os.cpu_count() or 1))
@@ -933,8 +731,6 @@ def _denoise(options: argparse.Namespace) -> int:
             stack.callback(device.close)
         program = Program(model.layers, shapes, config, states=conditioning.states)
         if options.policy == "oracle":
-            if len(model.windows) > 1:
-                raise UsageError("--policy oracle foresees models without step windows only")
             policy = foresee(
                 model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
             )
@@ -946,7 +742,12 @@ def _denoise(options: argparse.Namespace) -> int:
         output = stack.enter_context(OutputFile(options.output))
         counts = stack.enter_context(OutputFile(options.json)) if options.json else None
         on_step = _progress(
-            stack, console, options.samples, options.steps, options.quiet, checkpoint.steps
+            stack,
+            console,
+            options.samples,
+            len(sampler.timesteps),
+            options.quiet,
+            checkpoint.steps,
         )
         drawing = draw(
             model,
@@ -980,7 +781,8 @@ def _denoise(options: argparse.Namespace) -> int:
             guidance=options.guidance,
             checked=options.check,
         )
-        pixels = np.clip(np.rint((drawing.images[:, 0] + 1) * 127.5), 0, 255).astype(np.uint8)
+        images = np.moveaxis(drawing.images, 1, -1) if shape[1] == 3 else drawing.images[:, 0]
+        pixels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
         picture = png.encode(png.grid(pixels))
         if counts is not None:
             counts.write(json.dumps(facts, indent=1).encode() + b"\n")

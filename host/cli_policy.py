@@ -60,7 +60,7 @@ def _add_bandwidth(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--bandwidth",
-        type=cli._number(float, lambda x: 0 < x < 1e6, "a number above 0"),
+        type=cli._frequency,
         metavar="BYTES",
         help="bytes that the SDRAM moves in a cycle (default: 2)",
     )

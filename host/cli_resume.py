@@ -14,7 +14,8 @@ __all__ = ["add_resume", "checkpoint_of"]
 
 # Options that change nothing in the images. The device's parameters count by its configuration.
 _FREE = frozenset(
-    "baud board check debug jobs json model monitor output port quiet resume run words".split()
+    "baud board check debug jobs json max_wide model monitor output port quiet resume run "
+    "words".split()
 ) | frozenset(Config.__dataclass_fields__)
 
 
@@ -42,21 +43,15 @@ def checkpoint_of(options: argparse.Namespace, config: Config, model: Path) -> "
     """
     from ditto.host.resume import Checkpoint
 
-    identity = {
-        f"--{name.replace('_', '-')}": _told(value)
-        for name, value in vars(options).items()
-        if name not in _FREE
-    }
+    given: dict[str, Any] = {name: v for name, v in vars(options).items() if name not in _FREE}
+    identity = {f"--{name.replace('_', '-')}": str(value) for name, value in given.items()}
     identity["the model's hash"] = _hash(model)
+    if options.inputs is not None:
+        identity["the inputs' hash"] = _hash(options.inputs)
     identity["the device's configuration"] = config.digest.hex()
     path = options.output.with_name(f"{options.output.name}.state")
     return Checkpoint(path, identity, resume=options.resume)
 
 
-def _told(value: Any) -> str:
-    """Return what tells an option's value from others: of a file, a hash of its contents."""
-    return _hash(value) if isinstance(value, Path) and value.is_file() else str(value)
-
-
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.host.layers import Linear
-from ditto.host.program import Placement
+from ditto.host.layers import Linear, Product
+from ditto.host.program import Part, Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
 from ditto.sim.golden import items, shares, taps
 from ditto.sim.spatial import spatial
 
-__all__ = ["LayerCosts", "count_items"]
+__all__ = ["LayerCosts", "ProductCosts", "count_items"]
 
 _REACH = 512  # deltas are -511..511, whatever the types of the operands
 _HIGH = 16  # bits below the count of high items
@@ -43,8 +43,8 @@ def count_items(deltas: NDArray[Any], config: Config) -> int:
     return int(_all(counts).sum())
 
 
-class LayerCosts:
-    """Counts the cycles of a layer with constant weights.
+class _Costs:
+    """Counts the cycles of the parts of a layer.
 
     Parameters
     ----------
@@ -55,11 +55,54 @@ class LayerCosts:
     """
 
     def __init__(self, placement: Placement, config: Config) -> None:
-        assert isinstance(placement.layer, Linear)
-        self._layer = placement.layer
         self._placement = placement
         self._config = config
         self._items = _table(config)
+
+    def _part(
+        self, part: Part, deltas: NDArray[np.int16]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles and the nonzero digits of a run of a part, by sample.
+
+        Parameters
+        ----------
+        part
+            The part.
+        deltas
+            Those of its layer, of shape (samples, positions, channels).
+        """
+        own = self._items[deltas[..., part.lowered.takes] + np.int16(_REACH)]
+        counts = own.sum(axis=-1, dtype=np.int64)
+        cycles, digits = np.zeros((2, len(deltas)), np.int64)
+        if part.lowered.gather is not None:
+            counts = _pad(counts)[:, part.lowered.gather].sum(axis=-1)
+        for band in part.bands:
+            own = counts[:, band.inputs]
+            cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
+            digits += _all(own).sum(axis=-1)
+        return cycles, digits
+
+    def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the cycles of output rows with so many items, of shape (samples, rows)."""
+        tap = taps(entry)
+        lengths = row_lengths(rows & (1 << _HIGH) - 1, rows >> _HIGH, self._config)
+        result = np.zeros(len(rows), np.int64)
+        for share in shares(entry, self._config.clusters)[: entry["split"]]:
+            tiles, count = entry["tiles"], len(share.positions)
+            gaps = np.tile(share.gaps, tiles)
+            gaps[count :: max(count, 1)] += share.rest
+            own = np.tile(lengths[:, share.positions], tiles)
+            result = np.maximum(result, _schedule(own, gaps.tolist(), tap.shape[1], self._config))
+        return result
+
+
+class LayerCosts(_Costs):
+    """Counts the cycles of a layer with constant weights."""
+
+    def __init__(self, placement: Placement, config: Config) -> None:
+        super().__init__(placement, config)
+        assert isinstance(placement.layer, Linear)
+        self._layer = placement.layer
 
     def cycles(self, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the cycles of a run for each of some samples.
@@ -79,16 +122,11 @@ class LayerCosts:
         deltas
             As for :meth:`cycles`.
         """
-        values = self._by_position(self._items[deltas + np.int16(_REACH)])
+        values = self._by_position(deltas)
         cycles, digits = np.zeros((2, len(deltas)), np.int64)
         for part in self._placement.parts:
-            counts = values[..., part.lowered.takes].sum(axis=-1, dtype=np.int64)
-            if part.lowered.gather is not None:
-                counts = _pad(counts)[:, part.lowered.gather].sum(axis=-1)
-            for band in part.bands:
-                own = counts[:, band.inputs]
-                cycles += self._band(band.entry, _pad(own)[:, taps(band.entry)].sum(axis=-1))
-                digits += _all(own).sum(axis=-1)
+            for total, own in zip((cycles, digits), self._part(part, values), strict=True):
+                total += own
         return cycles, digits
 
     def _by_position(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -122,18 +160,58 @@ class LayerCosts:
                 digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
         return cycles, digits
 
-    def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the cycles of output rows with so many items, of shape (samples, rows)."""
-        tap = taps(entry)
-        lengths = row_lengths(rows & (1 << _HIGH) - 1, rows >> _HIGH, self._config)
-        result = np.zeros(len(rows), np.int64)
-        for share in shares(entry, self._config.clusters)[: entry["split"]]:
-            tiles, count = entry["tiles"], len(share.positions)
-            gaps = np.tile(share.gaps, tiles)
-            gaps[count :: max(count, 1)] += share.rest
-            own = np.tile(lengths[:, share.positions], tiles)
-            result = np.maximum(result, _schedule(own, gaps.tolist(), tap.shape[1], self._config))
-        return result
+
+class ProductCosts(_Costs):
+    """Counts the cycles of a product of two activations."""
+
+    def dense(self, left: NDArray[np.int16], right: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Return the cycles for each of some samples, with the better operand as items.
+
+        Parameters
+        ----------
+        left, right
+            Of shapes (samples, ..., rows, inner size) and (samples, ..., inner size, columns).
+        """
+        ways = [self._side(left, 0)]
+        if not self._is_fixed:
+            ways.append(self._side(right, 1))
+        return np.min([way.sum(axis=1) for way in ways], axis=0)
+
+    def temporal(
+        self, left: NDArray[np.int16], right: NDArray[np.int16], dense: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the cycles of both runs by changes, or those of dense runs where they are fewer.
+
+        Parameters
+        ----------
+        left, right
+            The changes of the operands.
+        dense
+            Cycles of dense runs.
+        """
+        changes = np.zeros(len(left), np.int64)
+        for side, values in enumerate((left, right)):
+            moved = values.any(axis=(-2, -1)).reshape(len(values), -1)
+            if side and self._is_fixed:  # placed for a right operand that stays as it is
+                return np.where(moved.any(axis=1), dense, np.minimum(changes, dense))
+            changes += (self._side(values, side) * moved).sum(axis=1)
+        return np.minimum(changes, dense)
+
+    @property
+    def _is_fixed(self) -> bool:
+        assert isinstance(self._placement.layer, Product)
+        return self._placement.layer.fixed
+
+    def _side(self, values: NDArray[np.int16], side: int) -> NDArray[np.int64]:
+        """Return the cycles of the runs with an operand as items: (samples, heads)."""
+        if side:
+            values = np.swapaxes(values, -2, -1)
+        heads = values.reshape(len(values), -1, *values.shape[-2:])
+        runs = [
+            self._part(self._placement.of_product(head, side), heads[:, head])[0]
+            for head in range(heads.shape[1])
+        ]
+        return np.stack(runs, axis=1)
 
 
 def _pad(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -232,11 +232,6 @@ class Executor:
         ]
         self._select(0)
 
-    def skip(self, steps: int) -> None:
-        """Count steps that the sample has behind it; the next one is dense all the same."""
-        for state in self._states:
-            state.step += steps
-
     def enter(self, model: Model, program: Program) -> None:
         """Go on with other scales. What is kept does not fit them, so the next step is dense.
 
@@ -250,6 +245,11 @@ class Executor:
             state.references = [None] * len(state.references)
             state.products = [None] * len(state.products)
         self._select(self._state)
+
+    def skip(self, steps: int) -> None:
+        """Count steps that the sample has behind it; the next one is dense all the same."""
+        for state in self._states:
+            state.step += steps
 
     def step(self, inputs: Mapping[str, NDArray[Any]], state: int = 0) -> list[NDArray[Any]]:
         """Evaluate the model for the next step of the sample.

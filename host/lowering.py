@@ -13,7 +13,7 @@ the taps can be taken on either side of the device.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,8 +116,12 @@ def lower(layer: Layer, shape: Sequence[Any], config: Config) -> tuple[Lowered, 
         for n in range(1, layer.groups + 1)
         if layer.groups % n == 0 and (n == 1 or n * each <= config.columns)
     ]
-    forms = [_grouped(layer, tuple(shape), config, n) for n in reversed(sizes)]
-    return min(forms, key=lambda parts: sum(_cycles(part, config) for part in parts))
+
+    def cycles(count: int) -> float:
+        first = next(_grouped(layer, tuple(shape), config, count))
+        return layer.groups // count * _cycles(first, config)
+
+    return tuple(_grouped(layer, tuple(shape), config, min(reversed(sizes), key=cycles)))
 
 
 def _cycles(part: Lowered, config: Config) -> float:
@@ -133,10 +137,9 @@ def _cycles(part: Lowered, config: Config) -> float:
 
 def _grouped(
     layer: Linear, shape: tuple[int, ...], config: Config, count: int
-) -> tuple[Lowered, ...]:
-    """Return the parts with ``count`` groups in each."""
+) -> Iterator[Lowered]:
+    """Yield the parts with ``count`` groups in each."""
     outputs, channels = layer.outputs // layer.groups, layer.channels // layer.groups
-    parts = []
     for first in range(0, layer.groups, count):
         makes = slice(first * outputs, (first + count) * outputs)
         takes = slice(first * channels, (first + count) * channels)
@@ -152,8 +155,7 @@ def _grouped(
             bias=layer.bias[makes],
         )
         part = _lower(inner, (1, count * channels, *shape[2:]), config)
-        parts.append(replace(part, takes=takes, makes=makes, fan=part.fan // count))
-    return tuple(parts)
+        yield replace(part, takes=takes, makes=makes, fan=part.fan // count)
 
 
 def _lower(layer: Linear, shape: tuple[int, ...], config: Config) -> Lowered:
@@ -209,6 +211,7 @@ def windows(layer: Linear, shape: Sequence[int]) -> NDArray[np.int64]:
     """
     height, width = layer.image(shape)
     out_height, out_width = layer.output_image((height, width))
+    # Parts of the same shape share what `taps` returns.
     tap = taps(
         {
             "in_height": height,
@@ -225,9 +228,7 @@ def windows(layer: Linear, shape: Sequence[int]) -> NDArray[np.int64]:
             "pad_left": layer.pads[1],
         }
     )
-    if layer.kind == "linear":
-        return tap
-    return np.append(_pixels(layer, shape), -1)[tap]
+    return np.append(_pixels(layer, shape), -1)[tap] if layer.is_transposed else tap
 
 
 def _pixels(layer: Linear, shape: Sequence[int]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ditto.hdl.config import Config
 from ditto.host.bench import BOUNDS
 
 __all__ = ["array_of", "page", "speed_of"]
@@ -12,7 +13,8 @@ __all__ = ["array_of", "page", "speed_of"]
 def array_of(configuration: Mapping[str, Any]) -> str:
     """Return the sizes of an array: clusters x lanes x columns, and what its multipliers are."""
     sizes = " × ".join(str(configuration[name]) for name in ("clusters", "lanes", "columns"))
-    return f"{sizes} {configuration['multiplier']}"
+    kind = configuration["multiplier"]
+    return f"{sizes} {kind}" if configuration["skip"] else f"{sizes} {kind}, dense"
 
 
 def speed_of(build: Mapping[str, Any]) -> str:
@@ -36,21 +38,41 @@ def page(facts: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     runs, builds = facts["runs"], facts["builds"]
     parts = [
         "# Performance",
-        f"Written by `{facts['command']}`; everything on this page comes from it.",
+        f"Written by `{facts['command']}`, which measures everything on this page.",
+        f"The array is {array_of(facts['configuration'])}: clusters × lanes × columns = "
+        f"{Config(**facts['configuration']).multipliers} multipliers of "
+        f"{facts['configuration']['digit_bits']} × {facts['configuration']['weight_bits']} bits. "
         "Cycles are those of the array, exact: the golden model's, which the tests hold to the "
-        "RTL. *Ideal* is products of nonzero digits over multipliers.",
+        "RTL. *Ideal* is products of nonzero digits over multipliers; *used* is products over "
+        "multipliers × cycles. The first step of a temporal run is dense.",
         _runs(runs),
-        "The speedup at equal bits is over: "
+        "Times faster than: "
         + "; ".join(dict.fromkeys(run["baseline"] for run in runs))
-        + ". Two multipliers of a nibble stand for one of 8 × 8 bits. At equal resources, as many "
-        "copies of both arrays work as a part has room for, at their clock frequencies.",
+        + " (no skip, multipliers of whole deltas), on the same activations. *Equal bits*: with as "
+        "many multiplier bits, so that two of our multipliers stand for one of 8 × 8 bits. *Equal "
+        "LUT, DSP*: as many copies of both arrays as a part has room for, by the scarcer of "
+        "lookup tables and multiplier blocks. *End to end*: that, each with its own clock.",
         _ideals(runs),
+        _needs(runs),
     ]
     parts += [f"![Layers under the roofs of the device]({picture})" for picture in pictures]
     parts.append("## Size and speed")
     if builds:
         parts.append(_builds(builds))
-        parts += [f"Not routed: {build['error']}." for build in builds if "error" in build]
+        parts += [
+            f"Not routed with every seed: {build['error']}." for build in builds if "error" in build
+        ]
+        parts.append(
+            f"All with {_depths(builds[0]['configuration'])}. Without MHz: neither placed nor "
+            "routed. *Comb* are the places for LUTs, which carry cells and distributed memories "
+            "take, too."
+        )
+        parts.append(
+            "The array and the dense one at equal resources of the part. *Dense GMAC/s*: "
+            "multiply-accumulates that the model has, zeros included, in a second; on one array, "
+            "and on as many as the part has room for."
+        )
+        parts.append(_against(runs))
         parts.append("The slowest path of every group, and the ends of the slowest of all seeds:")
         parts.append(_delays(builds))
     else:
@@ -66,7 +88,7 @@ def page(facts: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         parts += [f"### {run['model']}, {run['mode']}", _layers(run)]
     parts.append("## Versions")
     parts.append(_table(["what", "version"], [[k, v] for k, v in facts["versions"].items()]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -79,12 +101,12 @@ def _ratio(value: float | None) -> str:
 
 
 def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
-    heads = ["model", "array", "sampler", "mode", "products", "cycles", "ideal", "used %"]
-    heads += ["speedup, equal bits", "speedup, equal resources"]
+    heads = ["model", "scales", "sampler", "mode", "products", "cycles", "ideal", "used %"]
+    heads += ["equal bits", "equal LUT, DSP", "end to end"]
     rows = [
         [
             run["model"],
-            array_of(run["configuration"]),
+            run["scales"] or "–",
             f"{run['sampler']}, {run['steps']} steps",
             run["mode"],
             f"{run['products']:,}",
@@ -93,6 +115,7 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
             f"{100 * run['utilization']:.1f}",
             _ratio(run["speedup_equal_bits"]),
             _ratio(run["speedup_equal_resources"]),
+            _ratio(run["speedup_end_to_end"]),
         ]
         for run in runs
     ]
@@ -112,6 +135,53 @@ def _ideals(runs: Sequence[Mapping[str, Any]]) -> str:
         ]
         for array, best in found.items()
     ]
+    return _table(heads, rows)
+
+
+def _needs(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Say which models take more memory than the part has."""
+    found = {
+        run["model"]: f"{run['model']} {run['brams_needed']}"
+        for run in runs
+        if run["brams_needed"] > run["brams_available"]
+    }
+    if not found:
+        return ""
+    available = runs[0]["brams_available"]
+    return (
+        "Weights are held once for each share of the output positions, so that the block memories "
+        f"of the part ({available}) do not hold every model on this array. Its cycles are counted "
+        f"with the memories that it needs: {', '.join(found.values())} blocks."
+    )
+
+
+def _depths(configuration: Mapping[str, Any]) -> str:
+    names = ("weight_rows", "accumulator_rows", "item_depth", "positions", "channels", "layers")
+    return ", ".join(f"{name} {configuration[name]}" for name in names)
+
+
+def _against(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Compare the array with the dense one, for each kind of multipliers."""
+    heads = ["model", "mode", "multipliers", "share of the part", "dense array's"]
+    heads += ["equal LUT, DSP", "end to end", "dense GMAC/s", "dense array's", "part full of them"]
+    rows = []
+    for run in runs:
+        for kind, built in run["built"].items():
+            ours, theirs = built["array"], built["baseline"]
+            rows.append(
+                [
+                    run["model"],
+                    run["mode"],
+                    kind,
+                    f"{100 * ours['share']:.1f} %",
+                    f"{100 * theirs['share']:.1f} %",
+                    _ratio(built["speedup_equal_resources"]),
+                    _ratio(built["speedup_end_to_end"]),
+                    _ratio(ours["gmacs"]),
+                    _ratio(theirs["gmacs"]),
+                    f"{_ratio(ours['part_gmacs'])} : {_ratio(theirs['part_gmacs'])}",
+                ]
+            )
     return _table(heads, rows)
 
 
@@ -155,7 +225,7 @@ def _delays(builds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _layers(run: Mapping[str, Any]) -> str:
-    heads = ["layer", "kind", "sizes", "cycles", *BOUNDS, "link", "bound"]
+    heads = ["layer", "kind", "sizes", "cycles", *BOUNDS, "link", "bound", "without the link"]
     rows = [
         [
             layer["name"],
@@ -165,6 +235,7 @@ def _layers(run: Mapping[str, Any]) -> str:
             *(f"{100 * layer['shares'][cause]:.1f}" for cause in BOUNDS),
             f"{layer['link_cycles'] / max(layer['array_cycles'], 1):.2f}",
             layer["bound"],
+            layer["array_bound"],
         ]
         for layer in run["layers"]
     ]

@@ -158,33 +158,26 @@ class _Plan(NamedTuple):
     cuts: list[_Cut]
     #: Size of the output image of each cut.
     images: list[tuple[int, int]]
+    #: Skew of the shares of each cut.
+    skews: list[int]
     split: int
     tiles: int
-
-    def skew(self, width: int) -> int:
-        """Return the skew that spreads an image's columns over the shares."""
-        if self.split == 1:
-            return 0
-        return 1 if width >= self.split else width % self.split
 
     @property
     def weight_rows(self) -> int:
         """Words of every weight bank."""
         return self.tiles * self.lowered.layer.taps * self.lowered.layer.channels
 
-    def words(self, image: tuple[int, int], config: Config) -> int:
-        """Return the words that a cut takes of every accumulator buffer."""
-        entry = {
-            "out_height": image[0],
-            "out_width": image[1],
-            "split": self.split,
-            "skew": self.skew(image[1]),
-        }
-        return self.tiles * max(len(part.positions) for part in shares(entry, config.clusters))
-
-    def state_words(self, config: Config) -> int:
-        """Return the words that a state takes of every accumulator buffer."""
-        return sum(self.words(image, config) for image in self.images)
+    def words(self, config: Config) -> list[int]:
+        """Return the words that each cut takes of every accumulator buffer."""
+        entries = (
+            {"out_height": image[0], "out_width": image[1], "split": self.split, "skew": skew}
+            for image, skew in zip(self.images, self.skews, strict=True)
+        )
+        return [
+            self.tiles * max(len(part.positions) for part in shares(entry, config.clusters))
+            for entry in entries
+        ]
 
 
 class _Rows(NamedTuple):
@@ -308,7 +301,8 @@ class Program:
         if layer.is_pointwise:  # every position for itself: rows don't matter
             height, width = height * width, 1
         bands = []
-        for cut, image in zip(plan.cuts, plan.images, strict=True):
+        parts = zip(plan.cuts, plan.images, plan.skews, plan.words(self.config), strict=True)
+        for cut, image, skew, words in parts:
             rows_in = cut.end_in - cut.first_in
             image_in = (1, rows_in) if layer.is_pointwise else (rows_in, width)
             out_width = 1 if layer.is_pointwise else image[1]
@@ -331,7 +325,7 @@ class Program:
                 "weight_base": weight_base,
                 "accumulator_base": self.accumulator_rows,
                 "split": plan.split,
-                "skew": plan.skew(image[1]),
+                "skew": skew,
                 "reserved": 0,
             }
             bands.append(
@@ -344,7 +338,7 @@ class Program:
             )
             _check_fields(layer, entry)
             self.entries += 1
-            self.accumulator_rows += plan.words(image, self.config)
+            self.accumulator_rows += words
         return bands
 
 
@@ -369,7 +363,48 @@ def _plan(lowered: Lowered, config: Config) -> _Plan:
 
     splits = [split for split in range(1, config.clusters + 1) if config.clusters % split == 0]
     split = min(splits, key=rows)
-    return _Plan(lowered, cuts, images, split, -(-real // (config.clusters // split)))
+    skews = [
+        _skew(inner, lowered.shape, cut, image, split)
+        for cut, image in zip(cuts, images, strict=True)
+    ]
+    return _Plan(lowered, cuts, images, skews, split, -(-real // (config.clusters // split)))
+
+
+def _skew(
+    layer: Linear, shape: tuple[int, ...], cut: _Cut, image: tuple[int, int], split: int
+) -> int:
+    """Return the skew that gives the busiest share of a cut least to do.
+
+    How much an output position will have to do is not known: about as much as it has taps inside
+    the input image, and up to twice of that towards its middle, where images change most.
+    """
+    height, width = image
+    if height == 1 or split == 1:
+        return 0
+    size_in, size_out = layer.image(shape), layer.output_image(layer.image(shape))
+    rows, columns = (
+        _inside(layer, axis, start + np.arange(count), size_in[axis])
+        for axis, start, count in ((0, cut.first_out, height), (1, 0, width))
+    )
+    hills = [
+        np.sin(np.pi * (start + np.arange(count) + 0.5) / size)
+        for start, count, size in zip((cut.first_out, 0), image, size_out, strict=True)
+    ]
+    work = np.outer(rows, columns) * (1 + np.outer(*hills))
+    y, x = np.indices(image)
+
+    def busiest(skew: int) -> float:
+        loads = np.bincount((x - skew * y).ravel() % split, work.ravel(), split)
+        return round(float(loads.max()), 6)
+
+    return min(*range(1, split), 0, key=busiest)
+
+
+def _inside(layer: Linear, axis: int, at: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return how many taps of some output rows (columns) are inside the input image."""
+    first = at * layer.stride[axis] - layer.pads[axis]
+    tap = first[:, None] + np.arange(layer.kernel[axis]) * layer.dilation[axis]
+    return ((tap >= 0) & (tap < size)).sum(axis=1)
 
 
 def suggest(
@@ -477,7 +512,7 @@ def _needs(
     )
     need(
         "accumulator_rows",
-        [states * sum(plan.state_words(config) for plan in own) for own in plans],
+        [states * sum(sum(plan.words(config)) for plan in own) for own in plans],
     )
     need("layers", [states * sum(len(plan.cuts) for plan in own) for own in plans])
     return result

@@ -121,11 +121,15 @@ def _roofs(axes: _Axes, roof: float, link: float, weights: float) -> list[str]:
     places = " ".join(f"{x},{y}" for x, y in (axes.place(*corner) for corner in corners))
     left, high = axes.place(10 ** axes.x[1], roof)
     label = f"{roof:g} multipliers, {weights:g} bytes of weights per cycle"
-    low, at = axes.place(*corners[0])
+    (x1, y1), (x2, y2) = (axes.place(*corner) for corner in corners[:2])
+    along = math.degrees(math.atan2(y2 - y1, x2 - x1))
     return [
         f'<polyline points="{places}" fill="none" stroke="#222" stroke-width="2"/>',
         _text(left - 4, high - 7, label, anchor="end"),
-        _text(low + 16, at - 4, f"link, {link:g} byte per cycle"),
+        # Under the upper end of the slope, where layers are rare.
+        f'<g transform="rotate({along:.1f} {x2} {y2})">'
+        + _text(x2 - 4, y2 + 16, f"link, {link:g} byte per cycle", anchor="end")
+        + "</g>",
     ]
 
 

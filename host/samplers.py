@@ -168,9 +168,8 @@ class Sampler(Protocol):
     schedule: Schedule
     #: The timesteps, the noisiest first.
     timesteps: tuple[int, ...]
-    #: Whether a step needs nothing of those before it but what it is given: such a sampler can be
-    #: taken up in the middle.
-    is_memoryless: bool
+    #: Whether a step depends on more of those before it than their image and estimate.
+    keeps_history: bool
 
     @property
     def name(self) -> str:
@@ -231,9 +230,9 @@ def _expect_noise(schedule: Schedule, name: str) -> None:
 
 
 class _Plain:
-    """A sampler whose images start as the noise itself, and that keeps nothing between steps."""
+    """A sampler whose images start as the noise itself."""
 
-    is_memoryless = True
+    keeps_history = False
 
     def begin(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the noise."""

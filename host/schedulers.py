@@ -38,12 +38,16 @@ class Scheduler:
     timesteps : tuple of int
         What the model sees, the noisiest first, rounded. Schedulers of second order take two
         timesteps for a step.
+    keeps_history : bool
+        True: what a scheduler keeps between steps is its own.
 
     Raises
     ------
     SamplerError
         If it is no scheduler, or it does not take these steps or ``eta``.
     """
+
+    keeps_history = True
 
     def __init__(
         self,
@@ -75,8 +79,6 @@ class Scheduler:
         self.timesteps: tuple[int, ...] = tuple(round(float(t)) for t in times)
         suffix = f", eta {eta:g}" if eta else ""
         self.name = f"{type(scheduler).__name__} of diffusers{suffix}"
-
-    is_memoryless = False
 
     def begin(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the model sees first, see :meth:`ditto.host.samplers.Sampler.begin`."""

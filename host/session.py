@@ -114,9 +114,9 @@ def draw(
     on_step
         Called after each step, by one thread at a time. What it raises ends the drawing.
     checkpoint
-        Takes up what it holds, and keeps what each sample comes to: after each step or, where a
-        step depends on all those before it (with a threshold, and with some samplers), at its end.
-        The result has no runs of what was taken up.
+        Takes up what it holds, and keeps what each sample comes to: after each step or, with a
+        threshold or a sampler that keeps a history, at its end, since then a step depends on all
+        those before it. The result has no runs of what was taken up.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def draw(
     shape = given.shape
     steps = len(sampler.timesteps)
     starts = dict(checkpoint.states) if checkpoint is not None else {}
-    can_go_on = sampler.is_memoryless and tau == 0  # in the middle of a sample
+    depends = tau > 0 or sampler.keeps_history
     classes = max(sampler.schedule.classes, 1)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     stop = threading.Event()
@@ -189,7 +189,7 @@ def draw(
             ) -> None:
                 runs, executor.runs = executor.runs, []
                 result.runs[sample] += runs
-                if checkpoint is not None and (can_go_on or step + 1 == steps):
+                if checkpoint is not None and (step + 1 == steps or not depends):
                     checkpoint.record(sample, State(step + 1, **state))
                 if on_step is not None:
                     with lock:

@@ -32,25 +32,10 @@ RATES = {
 # By steps and eta: zero, narrow, wide of temporal differences; and bit operations against dense
 # 8-bit of activations, spatial and temporal differences; all in %.
 SETTINGS = {
-    "mnist28-dit": {
-        (20, 0): ((31.3, 63.6, 5.1), (79.2, 73.4, 45.4)),
-        (50, 0): ((43.8, 55.1, 1.1), (79.1, 73.3, 35.5)),
-        (50, 1): ((13.1, 55.9, 31.1), (79.2, 73.4, 72.8)),
-    },
     "digits8-dit": {
         (20, 0): ((30.1, 64.1, 5.9), (79.2, 76.3, 40.1)),
         (50, 0): ((44.9, 53.7, 1.4), (79.3, 76.3, 30.0)),
         (50, 1): ((14.2, 64.3, 21.5), (79.5, 76.6, 56.8)),
-    },
-    "mnist28-unet-conv": {
-        (20, 0): ((38.6, 47.0, 14.4), (68.5, 59.8, 37.9)),
-        (50, 0): ((43.6, 49.9, 6.5), (68.6, 60.0, 31.5)),
-        (50, 1): ((34.9, 48.2, 16.9), (68.6, 60.0, 41.0)),
-    },
-    "mnist16-unet-attention": {
-        (20, 0): ((29.3, 62.2, 8.5), (83.6, 60.6, 41.0)),
-        (50, 0): ((43.4, 54.9, 1.7), (83.6, 60.7, 30.3)),
-        (50, 1): ((18.7, 66.5, 14.9), (83.4, 60.9, 50.0)),
     },
     "digits8-unet-attention": {
         (20, 0): ((31.7, 60.9, 7.5), (87.6, 68.2, 41.7)),
@@ -61,25 +46,10 @@ SETTINGS = {
 
 # Zero, narrow, wide and bit operations in %, of temporal differences by tau; DDIM, 50 steps.
 THRESHOLDS = {
-    "mnist28-dit": {
-        1: (72.3, 26.3, 1.4, 18.1),
-        2: (80.4, 17.8, 1.9, 13.5),
-        3: (84.6, 12.9, 2.5, 11.2),
-    },
     "digits8-dit": {
         1: (71.7, 26.7, 1.6, 15.8),
         2: (80.4, 17.7, 1.9, 11.4),
         3: (84.9, 12.7, 2.5, 9.3),
-    },
-    "mnist28-unet-conv": {
-        1: (60.0, 33.4, 6.6, 23.3),
-        2: (69.8, 23.4, 6.8, 18.5),
-        3: (76.4, 16.4, 7.2, 15.4),
-    },
-    "mnist16-unet-attention": {
-        1: (67.8, 30.4, 1.8, 17.7),
-        2: (76.7, 21.0, 2.3, 13.3),
-        3: (81.7, 15.2, 3.0, 11.1),
     },
     "digits8-unet-attention": {
         1: (70.3, 28.2, 1.5, 17.1),
@@ -88,10 +58,7 @@ THRESHOLDS = {
     },
 }
 
-# Of the others, only the rates at 50 steps are in the default run.
-SMALL_FIRST = [
-    pytest.param(name, marks=[] if name == "digits8-dit" else [pytest.mark.slow]) for name in RATES
-]
+SMALL = ["digits8-dit", pytest.param("digits8-unet-attention", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +87,7 @@ def test_rates(name: str, quantized: Callable[[str], onnx.ModelProto]) -> None:
     assert run["quality"]["float"]["psnr"] > 20
 
 
-@pytest.mark.parametrize("name", SMALL_FIRST)
+@pytest.mark.parametrize("name", SMALL)
 def test_steps_and_fresh_noise(name: str, quantized: Callable[[str], onnx.ModelProto]) -> None:
     settings = [Setting(steps, eta) for steps, eta in SETTINGS[name]]
     result = analyze(quantized(name), settings, config=demo, samples=16)
@@ -132,7 +99,7 @@ def test_steps_and_fresh_noise(name: str, quantized: Callable[[str], onnx.ModelP
             assert 100 * means["bit_operations"][kind] == pytest.approx(want, abs=1), kind
 
 
-@pytest.mark.parametrize("name", SMALL_FIRST)
+@pytest.mark.parametrize("name", SMALL)
 def test_thresholds(name: str, quantized: Callable[[str], onnx.ModelProto]) -> None:
     """Here layers that do not depend on the sample have a threshold too, so rates differ more."""
     wanted = THRESHOLDS[name]

@@ -13,7 +13,7 @@ from ditto.host.bench import BOUNDS, compare_builds, fitting, macs, measure
 from ditto.host.boards import open_device
 from ditto.host.model import Linear, Model
 from ditto.host.performance import page
-from ditto.host.program import PlacementError, Program
+from ditto.host.program import Program
 from ditto.host.roofline import roofline
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw
@@ -33,7 +33,8 @@ def sampler(model: Model) -> DDIM:
 
 @pytest.fixture
 def runs(model: Model, sampler: DDIM) -> list[dict[str, Any]]:
-    return measure(model, demo, sampler, name="small", samples=2)
+    found = measure(model, demo, sampler, name="small", samples=2)
+    return [run | {"scales": None, "brams_needed": 7, "brams_available": 208} for run in found]
 
 
 def build_of(configuration: dict[str, Any], comb: int, fmax: float) -> dict[str, Any]:
@@ -114,24 +115,48 @@ def test_speedup_is_over_the_dense_array(
 
 def test_equal_resources(runs: list[dict[str, Any]]) -> None:
     run = copy.deepcopy(runs[0])
-    dense = run["configuration"] | {"columns": 8}
-    run |= {"baseline_configuration": dense, "baseline_cycles": 3 * run["array_cycles"]}
-    ours, theirs = build_of(run["configuration"], 10000, 80.0), build_of(dense, 40000, 100.0)
+    dense = run["baseline_configuration"]
+    run["baseline_cycles"] = 3 * run["array_cycles"]
+    # What is built may have other memories.
+    ours = build_of(run["configuration"] | {"weight_rows": 64}, 10000, 80.0)
+    theirs = build_of(dense, 40000, 100.0)
     compare_builds(run, [ours])
-    assert run["speedup_equal_resources"] is None
+    assert run["speedup_equal_resources"] is run["speedup_end_to_end"] is None
+    assert run["built"] == {}
     compare_builds(run, [theirs, ours])
     # A quarter of the multiplier blocks against half of the lookup tables.
-    assert run["speedup_equal_resources"] == pytest.approx(3 * 80 / 100 * 2)
+    assert run["speedup_equal_resources"] == pytest.approx(3 * 2)
+    assert run["speedup_end_to_end"] == pytest.approx(3 * 2 * 80 / 100)
+    (kind,) = run["built"]
+    assert kind == "dsp"
+    found = run["built"][kind]
+    assert (found["array"]["share"], found["baseline"]["share"]) == (0.25, 0.5)
+    macs = run["macs"] / run["array_cycles"]
+    assert found["array"]["gmacs"] == pytest.approx(macs * 0.08)
+    assert found["array"]["part_gmacs"] == pytest.approx(4 * macs * 0.08)
+    assert found["baseline"]["gmacs"] == pytest.approx(macs / 3 * 0.1)
 
 
-def test_memories_grow_where_they_may(model: Model) -> None:
+def test_size_alone_tells_no_time(runs: list[dict[str, Any]]) -> None:
+    run = copy.deepcopy(runs[0])
+    pair = [run["configuration"], run["baseline_configuration"]]
+    builds = [build_of(c | {"multiplier": "lut"}, 20000, 80.0) | {"fmax_mhz": {}} for c in pair]
+    compare_builds(run, builds)
+    # Those are not the run's multipliers.
+    assert run["speedup_equal_resources"] is None
+    found = run["built"]["lut"]
+    assert found["speedup_equal_resources"] == pytest.approx(run["speedup_equal_bits"])
+    assert found["speedup_end_to_end"] is None and found["array"]["gmacs"] is None
+
+
+def test_memories_grow_where_they_must(model: Model) -> None:
     assert fitting(model, demo) == demo
     tight = replace(demo, weight_rows=16, layers=2)
     fitted = fitting(model, tight)
     assert fitted.weight_rows > 16 and fitted.layers == 3
     assert fitted.columns == tight.columns and fitted.item_depth == tight.item_depth
-    with pytest.raises(PlacementError, match="weight_rows = 16"):
-        fitting(model, tight, ["weight_rows"])
+    dense = replace(demo, skip=0, digit_bits=9, weight_rows=16)
+    assert fitting(model, dense).skip == 0
 
 
 def test_roofline(runs: list[dict[str, Any]]) -> None:
@@ -153,6 +178,7 @@ def test_page(runs: list[dict[str, Any]]) -> None:
     facts: dict[str, Any] = {
         "command": "ditto bench -o b.json",
         "versions": {"ditto-accel": "1.2"},
+        "configuration": runs[0]["configuration"],
         "runs": runs,
         "builds": [],
     }
@@ -166,7 +192,10 @@ def test_page(runs: list[dict[str, Any]]) -> None:
     text = page(facts | {"builds": [build, failed]}, ["b.svg"])
     assert "78.0 / 80.0 / 81.0" in text and "3,210 of 80,000" in text
     assert "| clk → clk | 9.5 | `a` | `b` |" in text
-    assert "Not routed: it is too big." in text and "(b.svg)" in text
+    assert "Not routed with every seed: it is too big." in text and "(b.svg)" in text
+    assert "do not hold" not in text
+    needy = [run | {"brams_needed": 209} for run in runs]
+    assert "do not hold every model" in page(facts | {"runs": needy})
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")

@@ -153,16 +153,27 @@ def test_bad_input(
     assert re.search(message, error_of(capsys))
 
 
-def test_models_that_are_no_denoisers(
+def colored(make_graph: Any, channels: int) -> onnx.ModelProto:
+    g = make_graph()
+    x = g.quantized(g.input("sample", [1, channels, 4, 4]))
+    g.input("timestep", [1], onnx.TensorProto.INT64)
+    weights = np.ones((channels, channels, 1, 1), np.int8)
+    return g.model(g.node("Conv", x, g.weights(weights, [0.01] * channels)))
+
+
+def test_color(make_graph: Any, tmp_path: Path) -> None:
+    onnx.save(colored(make_graph, 3), tmp_path / "rgb.onnx")
+    assert ditto("denoise", tmp_path / "rgb.onnx", *SMALL, "-o", tmp_path / "a.png", "-q") == 0
+    header = (tmp_path / "a.png").read_bytes()[:26]
+    assert header[24:] == bytes([8, 2])  # 8 bits, red, green and blue
+
+
+def test_images_that_cannot_be_written(
     make_graph: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    g = make_graph()
-    x = g.quantized(g.input("sample", [1, 3, 4, 4]))
-    g.input("timestep", [1], onnx.TensorProto.INT64)
-    y = g.node("Conv", x, g.weights(np.ones((3, 3, 1, 1), np.int8), [0.01] * 3))
-    onnx.save(g.model(y), tmp_path / "rgb.onnx")
-    assert ditto("denoise", tmp_path / "rgb.onnx", *SMALL, "-o", tmp_path / "a.png") == 1
-    assert "makes images of 3 channels; only grayscale can be written" in error_of(capsys)
+    onnx.save(colored(make_graph, 4), tmp_path / "latents.onnx")
+    assert ditto("denoise", tmp_path / "latents.onnx", *SMALL, "-o", tmp_path / "a.png") == 1
+    assert "makes images of 4 channels; only gray (1) and color (3) can" in error_of(capsys)
 
 
 def test_mismatch(

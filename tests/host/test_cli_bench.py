@@ -24,7 +24,7 @@ def ditto(*words: object) -> int:
 
 
 class FakeBuilder:
-    """Builds without tools; on a 25k nothing fits."""
+    """Builds without tools; on a 25k nothing fits, and seed 13 takes too long."""
 
     made: list[dict[str, Any]] = []
 
@@ -32,11 +32,17 @@ class FakeBuilder:
         self.config, self.options = config, options
         self.made.append({"config": config, **options})
 
+    def place(self, seed: int) -> None:
+        part = PARTS[self.options["part"]]
+        if part is PARTS["25k"]:
+            raise build.DoesNotFitError(
+                part.name, {"DP16KD": (60, 56)}, {"DP16KD": "block memories"}
+            )
+        if seed == 13:
+            raise tools.TimeLimitError("nextpnr-ecp5 has not finished in 9 s")
+
     def facts(self, seeds: list[int]) -> dict[str, Any]:
         part = PARTS[self.options["part"]]
-        if seeds and part is PARTS["25k"]:
-            needs = {"DP16KD": (60, 56)}
-            raise build.DoesNotFitError(part.name, needs, {"DP16KD": "block memories"})
         return {
             "device": part.name,
             "speed": 6,
@@ -65,9 +71,9 @@ def test_bench(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for part in (
         "temporal",
         "dense",
-        "64 products, 64 bytes",
-        "layers bound",
-        "over the dense array",
+        "2 × 2 × 16 dsp: in a cycle at best 64 products, 64 bytes",
+        "layers bound, with the link: ",
+        "faster than the dense array of the same generator",
     ):
         assert part in text
     assert f"wrote {output}" in text
@@ -90,13 +96,20 @@ def test_bench_with_builds(
     words = ["bench", denoiser_file, *QUICK, "--seeds", "2,4,2", "--part", "45k", "-o", output]
     assert ditto(*words, "--frequency", "66", "--clusters", "1", "--timeout", "9") == 0
     assert "82.0 / 83.0 / 84.0" in capsys.readouterr().out
-    # Both modes are of one device; the other is the dense array.
-    assert [made["config"].skip for made in builder.made] == [1, 0]
+    # The device and the dense array, then both with the other kind of multipliers.
+    assert [made["config"].skip for made in builder.made] == [1, 0, 1, 0]
+    assert [made["config"].multiplier for made in builder.made] == ["dsp", "dsp", "lut", "lut"]
     for made in builder.made:
         assert made["config"].clusters == 1
         assert (made["part"], made["frequency"], made["timeout"]) == ("45k", 66.0, 9.0)
     facts = json.loads(output.read_text())
     assert facts["builds"][0]["fmax_mhz"] == {"2": 82.0, "4": 84.0}
+    assert facts["builds"][2]["fmax_mhz"] == {}
+    for run in facts["runs"]:
+        # Equal sizes and clocks, as the builder is none.
+        assert run["speedup_equal_resources"] == pytest.approx(run["speedup_equal_bits"])
+        assert run["speedup_end_to_end"] == pytest.approx(run["speedup_equal_bits"])
+        assert list(run["built"]) == ["lut", "dsp"]
     assert facts["versions"]["yosys"] == "yosys 9"
 
 
@@ -116,19 +129,36 @@ def test_bench_of_a_device_that_does_not_fit(
     assert message in (tmp_path / "p.md").read_text()
 
 
+def test_what_was_built_before_the_time_limit_counts(
+    denoiser_file: Path, tmp_path: Path, builder: type[FakeBuilder]
+) -> None:
+    output = tmp_path / "b.json"
+    assert ditto("bench", denoiser_file, *QUICK, "--seeds", "1,13,2", "-o", output) == 3
+    found = json.loads(output.read_text())["builds"][0]
+    assert found["fmax_mhz"] == {"1": 81.0} and "has not finished in 9 s" in found["error"]
+
+
 def test_bench_of_models_that_need_more_memory(
-    denoiser_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    denoiser_file: Path,
+    tmp_path: Path,
+    builder: type[FakeBuilder],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = tmp_path / "other.int8.onnx"
     shutil.copyfile(denoiser_file, other)
     output = tmp_path / "b.json"
-    words = ["bench", denoiser_file, other, *QUICK, "--no-builds", "-o", output]
-    assert ditto(*words, "--columns", "4", "--channels", "1", "--item-depth", "99") == 1
-    assert not output.exists()
-    assert ditto(*words, "--columns", "4", "--layers", "3") == 0
-    found = json.loads(output.read_text())["runs"]
-    assert [run["model"] for run in found] == ["denoiser"] * 2 + ["other"] * 2
+    words = ["bench", denoiser_file, other, *QUICK, "-o", output]
+    assert ditto(*words, "--columns", "4", "--layers", "2", "--weight-rows", "9") == 0
+    found = json.loads(output.read_text())
+    assert [run["model"] for run in found["runs"]] == ["denoiser"] * 2 + ["other"] * 2
     assert {path.name for path in tmp_path.glob("*.svg")} == {"b-denoiser.svg", "b-other.svg"}
+    # Built as the options say, counted with what the models need.
+    assert {made["config"].weight_rows for made in builder.made} == {9}
+    for run in found["runs"]:
+        assert run["configuration"]["layers"] == 3 and run["configuration"]["weight_rows"] > 9
+        assert run["speedup_end_to_end"]
+        assert 0 < run["brams_needed"] < run["brams_available"] == 208
+    assert "block memories on this array" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -195,9 +195,9 @@ def test_limits(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert ditto("denoise", denoiser_file, *options, "--max-wide", "0", "--monitor", lines) == 1
     message = capsys.readouterr().err
     assert "ditto: sample 0, step 1: " in message and "more than 0 %" in message
-    assert sorted(os.listdir(tmp_path)) == ["denoiser.onnx", "m.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["a.png.state", "denoiser.onnx", "m.jsonl"]
     assert len(lines.read_text().splitlines()) == 6
-    assert ditto("denoise", denoiser_file, *options, "--max-wide", "100") == 0
+    assert ditto("denoise", denoiser_file, *options, "--max-wide", "100", "--resume") == 0
     assert ditto("denoise", denoiser_file, *options, "--max-wide", "101") == 2
     assert ditto("denoise", denoiser_file, *options, "--policy", "oracle", "--tau", "1") == 2
     assert "--policy oracle foresees exact samples only" in capsys.readouterr().err

@@ -154,16 +154,28 @@ def test_positions_and_tiles_are_spread_over_the_clusters(
     assert program.accumulator_rows == tiles * -(-positions // split)
 
 
-def test_shares_run_diagonally_so_that_none_has_all_of_a_border() -> None:
-    layer = layer_of(channels=5, kernel=(3, 3), pads=(1, 1, 1, 1))
-    program = Program([layer], [(1, 5, 8, 8)], CONFIG)
-    (band,) = program.layers[0].bands
-    assert (band.entry["split"], band.entry["skew"]) == (4, 1)
-    border = [
-        sum(p % 8 in (0, 7) or p // 8 in (0, 7) for p in share.positions.tolist())
-        for share in shares(band.entry, CONFIG.clusters)
-    ]
-    assert max(border) - min(border) <= 2
+@pytest.mark.parametrize(
+    ("clusters", "image", "stride"),
+    [(4, (8, 8), 1), (8, (16, 16), 1), (12, (28, 28), 1), (8, (16, 16), 2), (6, (14, 5), 1)],
+)
+def test_no_share_has_much_more_of_the_taps_or_of_a_border(
+    clusters: int, image: tuple[int, int], stride: int
+) -> None:
+    layer = layer_of(channels=5, kernel=(3, 3), pads=(1, 1, 1, 1), stride=(stride, stride))
+    config = replace(CONFIG, clusters=clusters, positions=1024, item_depth=1 << 15)
+    (placement,) = Program([layer], [(1, 5, *image)], config).layers
+    (part,) = placement.parts
+    (band,) = part.bands
+    assert part.split == clusters
+    height, width = layer.output_image(image)
+    parts = [share.positions for share in shares(band.entry, clusters)]
+    inside = (taps(band.entry) >= 0).sum(axis=1)
+    loads = [inside[own].sum() for own in parts]
+    assert max(loads) <= 1.07 * np.mean(loads)
+    y, x = np.divmod(np.arange(height * width), width)
+    border = (y % (height - 1) == 0) | (x % (width - 1) == 0)
+    borders = [border[own].sum() for own in parts]
+    assert max(borders) - min(borders) <= 4
 
 
 def test_what_does_not_fit_is_named_with_the_sizes() -> None:

@@ -1,4 +1,3 @@
-import functools
 import itertools
 import json
 import os
@@ -16,11 +15,8 @@ from ditto.hdl.config import Config, demo
 from ditto.hdl.protocol import Counters, Mode
 from ditto.host import boards, cli, resume
 from ditto.host.device import Accelerator
-from ditto.host.model import Model
-from ditto.host.program import Program
 from ditto.host.resume import Checkpoint, ResumeError
-from ditto.host.samplers import DDIM, Schedule, State
-from ditto.host.session import draw
+from ditto.host.samplers import DDIM, State
 from ditto.host.transport import LinkError
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
@@ -110,48 +106,38 @@ def test_the_image_is_that_of_a_run_that_did_not_fail(
     assert 0 < done < STEPS * SAMPLES
 
 
-class Inert(DDIM):
-    """A sampler that keeps something of all steps before."""
-
-    is_memoryless = False
-    sum: Any = 0.0
-
-    def step(self, index: int, noise: Any, *rest: Any) -> Any:
-        self.sum = 0.5 * self.sum + noise
-        return super().step(index, self.sum.astype(np.float32), *rest)
-
-
-def test_a_sample_whose_sampler_keeps_something_begins_anew(
-    denoiser_file: Path, tmp_path: Path, break_after: Callable[[int], None]
-) -> None:
-    model = Model.load(denoiser_file)
-    program = Program(model.layers, model.shapes(), demo)
-    sampler = Inert(Schedule(), steps=STEPS)
-
-    def images(board: str, checkpoint: Checkpoint | None = None) -> Any:
-        device = functools.partial(boards.open_device, board, demo)
-        return draw(model, program, device, sampler, samples=3, checkpoint=checkpoint).images
-
-    whole = images("golden")
-    path = tmp_path / "state"
-    break_after(LAYERS * STEPS + 7)
-    with pytest.raises(LinkError), Checkpoint(path, {}, resume=False) as checkpoint:
-        images("frail", checkpoint)
-    with Checkpoint(path, {}, resume=True) as checkpoint:
-        assert {sample: state.step for sample, state in checkpoint.states.items()} == {0: STEPS}
-        assert np.array_equal(images("golden", checkpoint), whole)
-
-
+@pytest.mark.parametrize(
+    "options",
+    [["--sampler", "ddpm"], ["--sampler", "ddpm", "--guidance", "2", "--null-label", "0"]],
+    ids=" ".join,
+)
 def test_images_stay_the_same_when_another_number_of_boards_takes_up(
-    denoiser_file: Path, tmp_path: Path, break_after: Callable[[int], None]
+    denoiser_file: Path,
+    tmp_path: Path,
+    break_after: Callable[[int], None],
+    options: list[str],
 ) -> None:
-    words = ["denoise", denoiser_file, *SIZES, "--sampler", "ddpm"]
+    words = ["denoise", denoiser_file, *SIZES, *options]
     assert ditto(*words, "--board", "golden", "-o", tmp_path / "whole.png") == 0
     words += ["-o", tmp_path / "a.png"]
     break_after(20)
     assert ditto(*words, "--board", "frail", "--jobs", 3) == 1
     assert ditto(*words, "--board", "golden", "--jobs", 1, "--resume", "--check") == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+
+
+def test_of_a_sampler_with_a_history_whole_samples_are_taken_up(
+    denoiser_file: Path, tmp_path: Path, break_after: Callable[[int], None], monkeypatch: Any
+) -> None:
+    words = ["denoise", denoiser_file, *SIZES]
+    monkeypatch.setattr(DDIM, "keeps_history", True)
+    assert ditto(*words, "--board", "golden", "-o", tmp_path / "whole.png") == 0
+    words += ["--jobs", 1, "-o", tmp_path / "a.png", "--json", tmp_path / "a.json"]
+    break_after(LAYERS * (STEPS + 2))
+    assert ditto(*words, "--board", "frail") == 1
+    assert ditto(*words, "--board", "golden", "--resume") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert json.loads((tmp_path / "a.json").read_text())["steps_run"] == STEPS * (SAMPLES - 1)
 
 
 def test_a_run_whose_samples_are_all_done_needs_no_device(
