@@ -57,10 +57,10 @@ def inputs_of_layer(name: str, steps: int) -> tuple[Model, int, list[NDArray[np.
     seen: list[NDArray[np.float32]] = []
     executor = Executor(model, Program(model.layers, model.shapes(), demo), Golden(demo))
 
-    def evaluate(index: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def evaluate(index: int, *operands: NDArray[np.float32]) -> NDArray[np.float32]:
         if index == number:
-            seen.append(x)
-        return executor.evaluate(index, x)
+            seen.extend(operands)
+        return executor.evaluate(index, *operands)
 
     def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
         return model.run(make(x, timestep, 3), evaluate)[0]
