@@ -200,7 +200,8 @@ def _images() -> str:
             f"They do not fit those of: {', '.join(small)}.",
             f"By layer, for 50 steps, at {clock / 1e6:g} MHz and {baud:,} bit/s. The driver waits "
             "for the answer of every exchange: what a USB bridge adds to each, up to 16 ms if it "
-            "is set so, comes on top, and so does the host's own work.",
+            "is set so, comes on top, and so does the host's own work. What "
+            "attention writes as weights counts for the layer before.",
             _table(
                 ("layer", "bytes sent", "bytes received", "exchanges", "cycles", "seconds"), rows
             ),
