@@ -13,7 +13,7 @@ from ditto.host.bench import BOUNDS, baseline, compare_builds, fitting, macs, me
 from ditto.host.boards import open_device
 from ditto.host.model import Linear, Model
 from ditto.host.performance import page
-from ditto.host.program import Program
+from ditto.host.program import PlacementError, Program
 from ditto.host.roofline import roofline
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw
@@ -123,6 +123,25 @@ def test_baseline_has_as_many_multiplier_bits() -> None:
     assert sizes(clusters=8, digit_bits=3) == (3, 16, 9, 0)
     assert sizes(clusters=1, columns=5) == (1, 2, 9, 0)
     assert sizes(clusters=1, columns=1) is None
+
+
+def test_without_a_dense_array_the_speedup_is_over_an_ideal_one(
+    model: Model, sampler: DDIM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = replace(demo, clusters=1, columns=1, lanes=2)
+    (run,) = measure(model, single, sampler, name="", modes=[Mode.TEMPORAL])
+    assert baseline(single) is None and run["baseline_configuration"] is None
+    assert run["baseline"].startswith("an ideal dense array")
+    assert run["baseline_cycles"] == -(-run["macs"] // 1)
+
+    def refuse(model: Model, config: Config) -> Config:
+        raise PlacementError("too deep")
+
+    monkeypatch.setattr("ditto.host.bench.fitting", refuse)
+    (run,) = measure(model, demo, sampler, name="", modes=[Mode.TEMPORAL])
+    assert run["baseline"].startswith("an ideal dense array")
+    compare_builds(run, [build_of(run["configuration"], 10000, 80.0)])
+    assert run["speedup_equal_resources"] is None
 
 
 def test_equal_resources(runs: list[dict[str, Any]]) -> None:
