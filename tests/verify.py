@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "verification.json"
 PAGE = ROOT / "docs" / "verification.md"
-ALL = ["-m", "slow or not slow"]
+ALL = ["-m", "long or not long"]
 
 
 class Part(NamedTuple):
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 PARTS = {
     "formal": Part(["-m", "pytest", "tests/formal"], 900),
-    "formal-long": Part(["-m", "pytest", "tests/formal", "-m", "slow"], 3000),
+    "formal-long": Part(["-m", "pytest", "tests/formal", "-m", "long"], 3000),
     "lint": Part(["-m", "pytest", "tests/fpga/test_lint.py"], 300),
     "multipliers": Part(["-m", "pytest", "tests/hdl/test_multiplier.py"], 600),
     "matrix": Part(

@@ -359,7 +359,7 @@ def test_command_machine(holds: Any) -> None:
     holds(lambda: CommandMachineProof(CommandMachine(CONFIG)), 2, reach=20)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_command_machine_within_a_session(holds: Any) -> None:
     holds(lambda: CommandMachineProof(CommandMachine(CONFIG), far=True), 2, reach=140, timeout=900)
 
@@ -371,12 +371,12 @@ def test_command_machine_within_a_session(holds: Any) -> None:
         pytest.param(
             "response.sequence.eq(header.sequence)",
             "response.sequence.eq(sequence)",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
         pytest.param(
             "with m.Elif(self.i.p.last):\n                        m.d.sync += count.eq(0)",
             "with m.Elif(0):\n                        m.d.sync += count.eq(0)",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
     ],
 )

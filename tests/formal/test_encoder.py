@@ -264,7 +264,7 @@ SPLITTERS = [
     splitter_config(8, 4),
     splitter_config(8, 9, skip=0),
     *(
-        pytest.param(splitter_config(activation, digit), marks=pytest.mark.slow)
+        pytest.param(splitter_config(activation, digit), marks=pytest.mark.long)
         for activation in range(2, 9)
         for digit in range(2, activation + 2)
         if (activation, digit) != (8, 4)

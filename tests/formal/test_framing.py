@@ -138,7 +138,7 @@ class FramerProof(Proof):
         self.cover(gives & whole & (place == length + 6))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_framer(holds: Any) -> None:
     holds(lambda: FramerProof(Framer()), 12, "bmc", reach=14, timeout=900)
 
@@ -197,7 +197,7 @@ def i_waits(proof: Proof, m: Module, i: Any) -> Signal:
     return waits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_deframer(holds: Any) -> None:
     # The frame, the garbage before it, its body, and some cycles of waiting.
     depth = len(FRAME) + DeframerProof.garbage + len(BODY) + 5

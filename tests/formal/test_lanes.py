@@ -168,7 +168,7 @@ def test_lanes(holds: Any) -> None:
     holds(lambda: LanesProof(Lanes(CONFIG)), 9, "bmc", reach=12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lanes_deeper(holds: Any) -> None:
     holds(lambda: LanesProof(Lanes(CONFIG)), 14, "bmc", reach=12, timeout=900)
 
