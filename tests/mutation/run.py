@@ -115,6 +115,7 @@ def score(name: str, count: int, seed: int, jobs: int) -> dict[str, Any]:
     """Measure one block."""
     start = time.monotonic()
     mutants = Mutants(BLOCKS[name].make(Config(**CONFIG)), name, count, seed)
+    count = mutants.count
     numbers = range(1, count + 1)
     with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
         source = Path(folder, f"{name}.v")
