@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -59,7 +60,8 @@ class Result(NamedTuple):
     log: str
 
 
-class Order(NamedTuple):
+@dataclass(frozen=True)
+class Order:
     """What :meth:`Proof.order` knows, for invariants."""
 
     #: Values inside.
@@ -121,19 +123,19 @@ class Proof(Elaboratable):
         self._internals[name] = path
         return self.free(shape, name)
 
-    def assert_(self, condition: Any) -> None:
+    def require(self, condition: Any) -> None:
         """Assert that something is so in every cycle without reset."""
         with self.m.If(~self.reset):
-            self.m.d.comb += Assert(condition, src_loc_at=1)
+            self.m.d.comb += Assert(condition, None, src_loc_at=1)
 
     def assume(self, condition: Any) -> None:
         """Leave out what is not so."""
-        self.m.d.comb += Assume(condition, src_loc_at=1)
+        self.m.d.comb += Assume(condition, None, src_loc_at=1)
 
     def cover(self, condition: Any) -> None:
         """Ask for a run in which something happens."""
         with self.m.If(~self.reset):
-            self.m.d.comb += Cover(condition, src_loc_at=1)
+            self.m.d.comb += Cover(condition, None, src_loc_at=1)
 
     def order(
         self, *, push: Any, tail: Any, pop: Any, head: Any, most: int, clear: Any = 0
@@ -156,12 +158,10 @@ class Proof(Elaboratable):
         m = self.m
         mark = self.free(1, f"mark_{len(self._free)}")
         tail, head = Value.cast(tail), Value.cast(head)
-        order = Order(
-            Signal(range(most + 1)), Signal(), Signal(range(most + 1)), Signal.like(tail)
-        )
+        order = Order(Signal(range(most + 1)), Signal(), Signal(range(most + 1)), Signal.like(tail))
         m.d.sync += order.count.eq(order.count + push - pop)
-        self.assert_(~pop | (order.count != 0))
-        self.assert_((order.count <= most) & (~push | pop | (order.count != most)))
+        self.require(~pop | (order.count != 0))
+        self.require((order.count <= most) & (~push | pop | (order.count != most)))
         with m.If(push & mark & ~order.follows):
             m.d.sync += [
                 order.follows.eq(1),
@@ -171,11 +171,11 @@ class Proof(Elaboratable):
         with m.Elif(order.follows & pop):
             m.d.sync += order.ahead.eq(order.ahead - 1)
             with m.If(order.ahead == 0):
-                self.assert_(head == order.value)
+                self.require(head == order.value)
                 m.d.sync += order.follows.eq(0)
         with m.If(clear):
             m.d.sync += [order.count.eq(0), order.follows.eq(0)]
-        self.assert_(~order.follows | (order.ahead < order.count))
+        self.require(~order.follows | (order.ahead < order.count))
         self.cover(order.follows & pop & (order.ahead == 0))
         return order
 
@@ -188,7 +188,7 @@ class Proof(Elaboratable):
         held = Signal(len(payload), name=f"{name}_held")
         m.d.sync += [waiting.eq(port.valid & ~port.ready & ~unless), held.eq(payload)]
         with m.If(waiting & ~self.reset):
-            (self.assume if assume else self.assert_)(port.valid & (payload == held))
+            (self.assume if assume else self.require)(port.valid & (payload == held))
 
     @property
     def ports(self) -> list[Value]:
@@ -205,8 +205,10 @@ class Proof(Elaboratable):
         m = self.m
         m.domains.sync = sync = ClockDomain()
         m.domains.always = always = ClockDomain(reset_less=True)
-        sync.clk = always.clk = self.clock
-        sync.rst = self.reset
+        domains: list[Any] = [sync, always]
+        for domain in domains:
+            domain.clk = self.clock
+        domains[0].rst = self.reset
         m.submodules.dut = self.dut
         with m.If(Initial()):
             self.assume(self.reset)
@@ -305,9 +307,6 @@ def prove(
         except subprocess.TimeoutExpired as error:
             raise FormalError(f"the proof has not ended after {timeout + 60:g} s") from error
         log = done.stdout + done.stderr
-        if os.environ.get("DITTO_FORMAL_KEEP"):
-            shutil.rmtree(os.environ["DITTO_FORMAL_KEEP"], ignore_errors=True)
-            shutil.copytree(work, os.environ["DITTO_FORMAL_KEEP"], dirs_exist_ok=True, symlinks=True)
     match = re.search(r"DONE \((PASS|FAIL|UNKNOWN|TIMEOUT|ERROR)", log)
     status = match[1] if match else "ERROR"
     if status in ("TIMEOUT", "ERROR"):

@@ -6,7 +6,6 @@ tries to prove that.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +40,8 @@ class Mutants:
 
     Attributes
     ----------
+    count : int
+        How many there are: as many as asked for, if the block has them.
     source : str
         Verilog of the block with all its mutants.
     what : list of str
@@ -54,8 +55,6 @@ class Mutants:
 
     def __init__(self, component: wiring.Component, name: str, count: int, seed: int = 1) -> None:
         self.name = name
-        self.count = count
-        self._bits = count.bit_length()
         self._netlist = rtlil.convert(component, name="block", emit_src=False)
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
             work = Path(folder)
@@ -69,14 +68,20 @@ class Mutants:
                 "opt -full",
                 "opt_clean -purge",
                 "write_rtlil flat.il",
-                f"mutate -list {count} -seed {seed} -o list.ys -ctrl mutant {self._bits} 1",
-                "script list.ys",
-                "write_verilog -noattr mutants.v",
+                f"mutate -list {2 * count} -seed {seed} -o list.ys",
             )
             self._flat = (work / "flat.il").read_text(encoding="utf-8")
             changes = (work / "list.ys").read_text(encoding="utf-8").splitlines()
+            # A register whose output is changed would lose its value at power-up.
+            self._list = [line for line in changes if " -port Q " not in line][:count]
+            self.count = len(self._list)
+            self._bits = self.count.bit_length()
+            chosen = (
+                line.replace("mutate ", f"mutate -ctrl mutant {self._bits} {number} ", 1)
+                for number, line in enumerate(self._list, start=1)
+            )
+            _yosys(work, "read_rtlil flat.il", *chosen, "write_verilog -noattr mutants.v")
             inner = (work / "mutants.v").read_text(encoding="utf-8")
-        self._list = [re.sub(" -ctrl mutant [0-9]+ [0-9]+", "", line) for line in changes]
         self.what = [line.removeprefix("mutate ") for line in self._list]
         self.source = inner + self._wrapper(component)
 

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""Framing: streams keep their contract, bytes keep their order, receivers find their place again."""
+"""Framing: streams keep their contract, bytes their order; receivers find their place again."""
 
 from typing import Any
 from zlib import crc32
@@ -8,7 +8,7 @@ import pytest
 from amaranth.hdl import Array, Const, Module, Mux, Signal
 from cobs import cobs
 
-from ditto.hdl.framing import CobsDecoder, CobsEncoder, CrcAppender, Deframer, Framer
+from ditto.hdl.framing import CobsDecoder, CrcAppender, Deframer, Framer
 from ditto.sim.formal import Proof, mutant
 
 
@@ -24,13 +24,13 @@ class CobsDecoderProof(Proof):
         self.code, self.got = code, got = Signal(8), Signal(8)
         block_ends = (code == 0) | (got == code)
         is_end, is_code = i.payload == 0, (i.payload != 0) & block_ends
-        self.assert_(i.ready == o.ready | ~i.valid & i.ready)
+        self.require(i.ready == o.ready | ~i.valid & i.ready)
         stands = (code != 0) & (code != 0xFF)
-        self.assert_(o.valid == (i.valid & (~is_code | stands)))
+        self.require(o.valid == (i.valid & (~is_code | stands)))
         with m.If(o.valid):
-            self.assert_(o.p.end == is_end)
-            self.assert_(~is_end | (o.p.intact == block_ends))
-            self.assert_(is_end | (o.p.data == Mux(is_code, 0, i.payload)))
+            self.require(o.p.end == is_end)
+            self.require(~is_end | (o.p.intact == block_ends))
+            self.require(is_end | (o.p.data == Mux(is_code, 0, i.payload)))
         with m.If(takes):
             m.d.sync += [
                 code.eq(Mux(is_end, 0, Mux(is_code, i.payload, code))),
@@ -42,9 +42,9 @@ class CobsDecoderProof(Proof):
     def support(self, m: Module) -> None:
         left = self.internal(8, "dut.left")
         owes = self.internal(1, "dut.owes_zero")
-        self.assert_((self.got <= self.code) & ((self.got != 0) | (self.code == 0)))
-        self.assert_(left == (self.code - self.got)[:8])
-        self.assert_(owes == ((self.code != 0) & (self.code != 0xFF)))
+        self.require((self.got <= self.code) & ((self.got != 0) | (self.code == 0)))
+        self.require(left == (self.code - self.got)[:8])
+        self.require(owes == ((self.code != 0) & (self.code != 0xFF)))
 
 
 def test_cobs_decoder(holds: Any) -> None:
@@ -74,12 +74,12 @@ class CrcAppenderProof(Proof):
         self.extra = extra = Signal(range(5))  # bytes of the check to come
         gives, takes = o.valid & o.ready, i.valid & i.ready
         with m.If(extra == 0):
-            self.assert_((o.valid == i.valid) & (i.ready == o.ready))
-            self.assert_(~o.valid | ((o.p.data == i.p.data) & ~o.p.last))
+            self.require((o.valid == i.valid) & (i.ready == o.ready))
+            self.require(~o.valid | ((o.p.data == i.p.data) & ~o.p.last))
             with m.If(takes & i.p.last):
                 m.d.sync += extra.eq(4)
         with m.Else():
-            self.assert_(o.valid & ~i.ready & (o.p.last == (extra == 1)))
+            self.require(o.valid & ~i.ready & (o.p.last == (extra == 1)))
             with m.If(gives):
                 m.d.sync += extra.eq(extra - 1)
         self.cover(gives & o.p.last)
@@ -87,8 +87,8 @@ class CrcAppenderProof(Proof):
     def support(self, m: Module) -> None:
         state = self.internal(1, "dut.fsm_state")
         index = self.internal(2, "dut.index")
-        self.assert_((self.extra <= 4) & (state == (self.extra != 0)))
-        self.assert_(index == (4 - self.extra)[:2])
+        self.require((self.extra <= 4) & (state == (self.extra != 0)))
+        self.require(index == (4 - self.extra)[:2])
 
 
 def test_crc_appender(holds: Any) -> None:
@@ -117,28 +117,28 @@ class FramerProof(Proof):
             m.d.sync += [body[length].eq(i.p.data), length.eq(length + 1), whole.eq(i.p.last)]
         place, left, decoded = Signal(5), Signal(8), Signal(4)
         after_first = Signal()
-        self.assert_(~gives | (place <= length + 7))
+        self.require(~gives | (place <= length + 7))
         with m.If(gives):
             m.d.sync += place.eq(place + 1)
             ends = whole & (place == length + 6)
             with m.If((place == 0) | ends):
-                self.assert_(o.payload == 0)
-                self.assert_(~ends | (left == 0))
+                self.require(o.payload == 0)
+                self.require(~ends | (left == 0))
             with m.Elif(left == 0):
-                self.assert_(o.payload != 0)
+                self.require(o.payload != 0)
                 m.d.sync += [left.eq(o.payload - 1), after_first.eq(1)]
                 # The code stands for a zero byte, but for the first one.
                 with m.If(after_first):
                     m.d.sync += decoded.eq(decoded + 1)
-                    self.assert_((decoded >= length) | (body[decoded[:1]] == 0))
+                    self.require((decoded >= length) | (body[decoded[:1]] == 0))
             with m.Else():
-                self.assert_(o.payload != 0)
+                self.require(o.payload != 0)
                 m.d.sync += [left.eq(left - 1), decoded.eq(decoded + 1)]
-                self.assert_((decoded >= length) | (body[decoded[:1]] == o.payload))
+                self.require((decoded >= length) | (body[decoded[:1]] == o.payload))
         self.cover(gives & whole & (place == length + 6))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_framer(holds: Any) -> None:
     holds(lambda: FramerProof(Framer()), 12, "bmc", reach=14, timeout=900)
 
@@ -175,18 +175,18 @@ class DeframerProof(Proof):
             m.d.sync += [sending.eq(1), sent.eq(position + takes)]
         # Nothing comes of garbage this short: no body fits beside a check in it.
         got = Signal(range(4))
-        self.assert_(~o.valid | (sent == len(FRAME)))
-        self.assert_(~o.valid | (got < len(BODY)))
+        self.require(~o.valid | (sent == len(FRAME)))
+        self.require(~o.valid | (got < len(BODY)))
         body = Array(Const(byte, 8) for byte in BODY)
         with m.If(o.valid):
-            self.assert_(o.p.data == body[got[:1]])
-            self.assert_(o.p.last == (got == len(BODY) - 1))
+            self.require(o.p.data == body[got[:1]])
+            self.require(o.p.last == (got == len(BODY) - 1))
         with m.If(gives):
             m.d.sync += got.eq(got + 1)
         late = Signal(range(9))
         with m.If((sent == len(FRAME)) & (got != len(BODY)) & o.ready):
             m.d.sync += late.eq(late + 1)
-        self.assert_(late < 6)
+        self.require(late < 6)
         self.cover((got == len(BODY)) & (before == self.garbage))
 
 
@@ -197,7 +197,7 @@ def i_waits(proof: Proof, m: Module, i: Any) -> Signal:
     return waits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_deframer(holds: Any) -> None:
     # The frame, the garbage before it, its body, and some cycles of waiting.
     depth = len(FRAME) + DeframerProof.garbage + len(BODY) + 5
@@ -208,7 +208,10 @@ def test_deframer(holds: Any) -> None:
     "old, new",
     [
         ("position + (_CRC_BYTES + 1) == count", "position + _CRC_BYTES == count"),
-        ("read.en.eq(~self.o.valid | self.o.ready),\n            self.o.p.data.eq", "read.en.eq(1),\n            self.o.p.data.eq"),
+        (
+            "read.en.eq(~self.o.valid | self.o.ready),\n            self.o.p.data.eq",
+            "read.en.eq(1),\n            self.o.p.data.eq",
+        ),
     ],
 )
 def test_deframer_with_a_defect(refutes: Any, old: str, new: str) -> None:

@@ -90,7 +90,7 @@ class LanesProof(Proof):
         self.assume(~work.push_row | (rows != ROWS))
         pushes = work.push_low | work.push_high
         self.assume(~pushes | (rows + work.push_row < ROWS))
-        self.assert_(~dut.free_row | (rows != 0))
+        self.require(~dut.free_row | (rows != 0))
 
         # The item.
         tag, is_high = self.constant(1, "tag"), self.constant(1, "is_high")
@@ -117,11 +117,11 @@ class LanesProof(Proof):
             # An item of an entry that is followed is read in its row, and nothing beside it is.
             is_tagged = port.en & (issue.rows[lane] == tag)
             away = Mux(is_high, address - port.address + offset, port.address - address + offset)
-            self.assert_(~is_tagged | (follows & (ahead == 0) & handed))
-            self.assert_(~is_tagged | (away[:4] < ITEMS))
-            self.assert_(~port.en | issue.valid)
-            self.assert_(issue.busy[lane] == port.en)
-        self.assert_(~(reads[0] & reads[1]) & ~(hit & (reads[0] | reads[1])))
+            self.require(~is_tagged | (follows & (ahead == 0) & handed))
+            self.require(~is_tagged | (away[:4] < ITEMS))
+            self.require(~port.en | issue.valid)
+            self.require(issue.busy[lane] == port.en)
+        self.require(~(reads[0] & reads[1]) & ~(hit & (reads[0] | reads[1])))
         with m.If(marks):
             m.d.sync += [
                 follows.eq(1),
@@ -141,21 +141,21 @@ class LanesProof(Proof):
             with m.If(dut.free_row):
                 m.d.sync += ahead.eq(ahead - 1)
                 with m.If(ahead == 0):
-                    self.assert_(hit | reads[0] | reads[1])
+                    self.require(hit | reads[0] | reads[1])
                     m.d.sync += follows.eq(0)
 
         # A row's first cycle and its last; it takes as long as its busiest lane.
         inside, spent = Signal(), Signal(4)
         with m.If(issue.valid):
-            self.assert_(issue.first == ~inside)
+            self.require(issue.first == ~inside)
             m.d.sync += [inside.eq(~issue.last), spent.eq(Mux(issue.last, 0, spent + 1))]
-        self.assert_(dut.free_row == (issue.valid & issue.last))
+        self.require(dut.free_row == (issue.valid & issue.last))
         ends = follows & (ahead == 0) & dut.free_row
-        self.assert_(~ends | (spent + 1 == duration))
+        self.require(~ends | (spent + 1 == duration))
         waiting = Signal(2)  # cycles in which a row could have begun
         idle = (rows != 0) & dut.run & ~issue.valid
         m.d.sync += waiting.eq(Mux(idle, waiting + 1, 0))
-        self.assert_(waiting < 2)
+        self.require(waiting < 2)
         with m.If(clear):
             m.d.sync += [follows.eq(0), inside.eq(0), spent.eq(0), waiting.eq(0)]
 
@@ -168,7 +168,7 @@ def test_lanes(holds: Any) -> None:
     holds(lambda: LanesProof(Lanes(CONFIG)), 9, "bmc", reach=12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lanes_deeper(holds: Any) -> None:
     holds(lambda: LanesProof(Lanes(CONFIG)), 14, "bmc", reach=12, timeout=900)
 

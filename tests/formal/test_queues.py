@@ -34,7 +34,7 @@ class RowQueueProof(Proof):
         self.assume(~self.reset | dut.clear)
         self.assume(~dut.pop | dut.filled)
         self.assume(~dut.push | (queue.count != dut.depth))
-        self.assert_(dut.filled == (queue.count != 0))
+        self.require(dut.filled == (queue.count != 0))
         self.cover(queue.count == dut.depth)
 
     def support(self, m: Module) -> None:
@@ -44,16 +44,16 @@ class RowQueueProof(Proof):
         write = self.internal(range(size), "dut.$signature__addr_register")
         read = self.internal(range(size), "dut.read__addr_register")
         words = [self.internal(WORD.size, f"dut.storage[{n}]") for n in range(size)]
-        self.assert_(level == queue.count)
-        self.assert_(write == (read + level)[: len(write)])
-        self.assert_(~queue.follows | (Array(words)[(read + queue.ahead)[: len(read)]] == queue.value))
+        self.require(level == queue.count)
+        self.require(write == (read + level)[: len(write)])
+        self.require(
+            ~queue.follows | (Array(words)[(read + queue.ahead)[: len(read)]] == queue.value)
+        )
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_row_queue(holds: Any, depth: int) -> None:
-    holds(
-        lambda: RowQueueProof(RowQueue(shape=WORD, depth=depth)), 2, reach=8, registers=True
-    )
+    holds(lambda: RowQueueProof(RowQueue(shape=WORD, depth=depth)), 2, reach=8, registers=True)
 
 
 @pytest.mark.parametrize(
@@ -108,18 +108,18 @@ class BufferProof(Proof):
         self.stable(o)
         late = Signal()
         m.d.sync += late.eq((self.queue.count != 0) & ~o.valid)
-        self.assert_(~late | o.valid)
-        self.assert_(i.ready | (self.queue.count != 0))
+        self.require(~late | o.valid)
+        self.require(i.ready | (self.queue.count != 0))
         self.cover(self.queue.count == 2)
 
     def support(self, m: Module) -> None:
         inner = self.internal(1, "dut.fifo.inner_level")
         word = self.internal(2, "dut.fifo.storage[0]")
         queue, o = self.queue, self.dut.o
-        self.assert_(queue.count == inner + o.valid)
+        self.require(queue.count == inner + o.valid)
         first = queue.follows & (queue.ahead == 0) & o.valid
-        self.assert_(~first | (o.payload == queue.value))
-        self.assert_(~queue.follows | first | (word == queue.value))
+        self.require(~first | (o.payload == queue.value))
+        self.require(~queue.follows | first | (word == queue.value))
 
 
 def test_stream_buffer(holds: Any) -> None:
@@ -157,7 +157,7 @@ class DifferenceBufferProof(Proof):
             value = Signal.like(item, name=f"value_{number}")
             with m.If(port.en):
                 m.d.sync += [shows.eq(written & (port.address == spot)), value.eq(item)]
-            self.assert_(~shows | (Value.cast(port.item) == value))
+            self.require(~shows | (Value.cast(port.item) == value))
             self.cover(shows & ~port.en)
 
         self.place_spot = place_spot = self.constant(range(dut.config.positions), "place_spot")
@@ -173,7 +173,7 @@ class DifferenceBufferProof(Proof):
             shows.eq(placed & ~clash & (dut.places_r.address == place_spot)),
             value.eq(place),
         ]
-        self.assert_(~shows | (Value.cast(dut.places_r.place) == value))
+        self.require(~shows | (Value.cast(dut.places_r.place) == value))
         self.cover(shows)
 
     def support(self, m: Module) -> None:
@@ -183,7 +183,7 @@ class DifferenceBufferProof(Proof):
             ("places", config.positions, self.place_spot, self.placed, self.place),
         ):
             words = [self.internal(len(value), f"dut.{name}[{n}]") for n in range(depth)]
-            self.assert_(~is_written | (Array(words)[spot] == value))
+            self.require(~is_written | (Array(words)[spot] == value))
 
 
 def test_difference_buffer(holds: Any) -> None:

@@ -38,9 +38,7 @@ class SequencerProof(Proof):
         work = dut.work
         # No reset of its own: whoever resets it stops it.
         self.assume(~self.reset | dut.stop)
-        taps, width, tiles = (
-            self.constant(range(3), name) for name in ("taps", "width", "tiles")
-        )
+        taps, width, tiles = (self.constant(range(3), name) for name in ("taps", "width", "tiles"))
         for value in (taps, width, tiles):
             self.assume((value >= 1) & (value <= 2))
         entry, geometry = dut.entry, dut.geometry
@@ -97,11 +95,11 @@ class SequencerProof(Proof):
             waiting.eq(waiting + work.push_row - dut.free_row),
         ]
         pushes = work.push_low | work.push_high | work.push_row
-        self.assert_(~pushes | started)
-        self.assert_(waiting + work.push_row <= config.rows_ahead(2))
-        self.assert_(~work.push_row | (rows < tiles * width))
-        self.assert_(~(started & dut.ended) | (rows == tiles * width))
-        self.assert_(~dut.overrun)
+        self.require(~pushes | started)
+        self.require(waiting + work.push_row <= config.rows_ahead(2))
+        self.require(~work.push_row | (rows < tiles * width))
+        self.require(~(started & dut.ended) | (rows == tiles * width))
+        self.require(~dut.overrun)
 
         # A row's numbers are those of its entries, which lie one after the other.
         for kind, push, slot, first_name in (
@@ -113,14 +111,14 @@ class SequencerProof(Proof):
             first = Signal.like(slot, name=f"{kind}_first")
             total = Signal(4, name=f"{kind}_total")
             number = Signal(range(4), name=f"{kind}_number")
-            self.assert_(~push | ((slot == at) & (listed.count != 0)))
-            self.assert_(~push | (listed.single == (listed.count == 1)))
-            self.assert_(~push | (number + 1 <= 2) | work.push_row)
+            self.require(~push | ((slot == at) & (listed.count != 0)))
+            self.require(~push | (listed.single == (listed.count == 1)))
+            self.require(~push | (number + 1 <= 2) | work.push_row)
             row = work.row
             wanted = row.low[0] + row.low[1] if kind == "low" else row.high
             with m.If(work.push_row):
-                self.assert_(wanted == total)
-                self.assert_(row[first_name] == first)
+                self.require(wanted == total)
+                self.require(row[first_name] == first)
                 m.d.sync += first.eq(at)
             m.d.sync += [
                 at.eq(at + push),
@@ -132,15 +130,15 @@ class SequencerProof(Proof):
         with m.If(work.push_row):
             second = work.row.low[1] + work.row.high
             # The second lane helps until both have as many.
-            self.assert_((work.row.low[1] == 0) | (work.row.low[0] >= second))
-            self.assert_((work.row.low[0] <= second + 1) | (work.row.low[0] <= 1))
+            self.require((work.row.low[1] == 0) | (work.row.low[0] >= second))
+            self.require((work.row.low[0] <= second + 1) | (work.row.low[0] <= 1))
         with m.If(dut.stop):
             m.d.sync += [rows.eq(0), waiting.eq(0)]
 
         # It is never idle: with nothing of its own in the lanes, a row comes or the walk ends.
         quiet = Signal(5)
         m.d.sync += quiet.eq(Mux(started & ~dut.ended & (waiting == 0) & ~dut.stop, quiet + 1, 0))
-        self.assert_(quiet <= LATENCY + 3)
+        self.require(quiet <= LATENCY + 3)
         self.cover(started & dut.ended & (rows == 4))
         self.cover(dut.stop & work.push_row)
         self.cover(waiting == config.rows_ahead(2))
@@ -153,7 +151,10 @@ def test_sequencer(holds: Any) -> None:
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("m.d.sync += room.eq(room - (step & begins) + self.free_row)", "m.d.sync += room.eq(room)"),
+        (
+            "m.d.sync += room.eq(room - (step & begins) + self.free_row)",
+            "m.d.sync += room.eq(room)",
+        ),
         ("low_end.eq(low_slot + push_low)", "low_end.eq(low_slot + 1)"),
         ("fresh.eq(present.last)", "fresh.eq(0)"),
     ],

@@ -115,6 +115,7 @@ def score(name: str, count: int, seed: int, jobs: int) -> dict[str, Any]:
     """Measure one block."""
     start = time.monotonic()
     mutants = Mutants(BLOCKS[name].make(Config(**CONFIG)), name, count, seed)
+    count = mutants.count
     numbers = range(1, count + 1)
     with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
         source = Path(folder, f"{name}.v")
@@ -148,7 +149,7 @@ def main() -> None:
         name, source, mutant = sys.argv[2:]
         run_bench(name, Path(source).read_text(encoding="utf-8"), int(mutant))
         return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--blocks", default=",".join(BLOCKS), help="(default: all of them)")
     parser.add_argument("--mutants", type=int, default=100, help="of each block (default: 100)")
     parser.add_argument("--seed", type=int, default=1, help="which mutants (default: 1)")

@@ -112,10 +112,11 @@ LARGEST = Config(**SMALL, clusters=8, lanes=2, columns=64)
 
 @pytest.mark.parametrize(
     "config",
-    # The largest array takes minutes to build, and so do many.
     [
         *configurations(),
-        *(pytest.param(config, marks=pytest.mark.slow) for config in (LARGEST, *drawn(30))),
+        # The largest array takes minutes to build, and so do many.
+        pytest.param(LARGEST, marks=pytest.mark.slow),
+        *(pytest.param(config, marks=pytest.mark.long) for config in drawn(30)),
     ],
     ids=name,
 )
