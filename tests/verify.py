@@ -136,8 +136,8 @@ def proofs(result: dict[str, Any]) -> list[str]:
     defects = [case for case in result["cases"] if "with_a_defect" in case["name"]]
     lines += [
         "",
-        "A proof that cannot fail proves nothing: each is also run on blocks with a defect, and "
-        f"has to find it. Of {len(defects)} defects, {count(defects, 'passed')} are found: "
+        "A proof that cannot fail proves nothing: they are also run on blocks with a defect, and "
+        f"have to find it. Of {len(defects)} defects, {count(defects, 'passed')} are found: "
         f"{verdict(count(defects, 'passed') == len(defects))}.",
     ]
     return lines

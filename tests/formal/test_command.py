@@ -62,7 +62,8 @@ def is_known(header: Any) -> Any:
 class CommandMachineProof(Proof):
     """Whatever comes, and however it is held up.
 
-    The engine answers each task once; nothing else is assumed of it, nor of the bytes.
+    The engine answers each task once, with a status. A command with the last sequence is the last
+    command again, or one of fixed length: else its answer may be of any length.
     """
 
     def __init__(self, dut: Any, *, far: bool = False) -> None:

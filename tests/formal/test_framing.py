@@ -95,6 +95,11 @@ def test_crc_appender(holds: Any) -> None:
     holds(lambda: CrcAppenderProof(CrcAppender()), 2, reach=8)
 
 
+def test_crc_appender_with_a_defect(refutes: Any) -> None:
+    module = mutant("ditto.hdl.framing", "index == _CRC_BYTES - 1", "index == _CRC_BYTES - 2")
+    refutes(lambda: CrcAppenderProof(module.CrcAppender()), 8)
+
+
 class FramerProof(Proof):
     """The frame of a short body of any bytes, and nothing else, at any speed of either side.
 
