@@ -37,10 +37,7 @@ def test_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_estimate_out_of_the_range_of_the_builds(capsys: pytest.CaptureFixture[str]) -> None:
     assert ditto("estimate", "--clusters", 16, "--columns", 100) == 0
     text = capsys.readouterr().out
-    assert (
-        "warning: clusters = 16 is outside of the builds that the model was fitted to (1..8)"
-        in text
-    )
+    assert "warning: clusters = 16 is outside of the builds that the model was fitted to" in text
     assert "warning: columns = 100" in text
     assert "it exceeds the LFE5U-85F, at least by: " in text and " multiplier blocks" in text
 
