@@ -14,6 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ditto.hdl.config import Config, Multiplier
+from ditto.host.cli_common import (
+    BUILD,
+    UsageError,
+    add_config,
+    check_steps,
+    config_of,
+    demo_model,
+    frequency,
+    natural,
+    open_console,
+    positive,
+    values,
+)
 
 # As in cli.py, what takes long to import is imported where it is used.
 
@@ -22,8 +35,6 @@ __all__ = ["add"]
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    from ditto.host import cli
-
     parser = verbs.add_parser(
         "bench",
         parents=[common],
@@ -40,9 +51,9 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     option("model", nargs="*", type=Path, metavar="MODEL", help="int8 models (default: the demo's)")
     option("-o", "--output", type=Path, required=True, metavar="JSON", help="file to write")
     option("--page", type=Path, metavar="FILE", help="write a page in Markdown, too")
-    positive = {"type": cli._positive, "metavar": "N"}
-    option("--steps", default=50, help="denoising steps (default: 50)", **positive)
-    option("--samples", default=1, help="images (default: 1)", **positive)
+    count = {"type": positive, "metavar": "N"}
+    option("--steps", default=50, help="denoising steps (default: 50)", **count)
+    option("--samples", default=1, help="images (default: 1)", **count)
     option(
         "--builds",
         action=argparse.BooleanOptionalAction,
@@ -52,7 +63,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     option(
         "--seeds",
-        type=cli._list(cli._natural),
+        type=values(natural),
         default=[1, 2, 3],
         metavar="N,...",
         help="seeds of place and route (default: 1,2,3)",
@@ -65,19 +76,19 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     option(
         "--frequency",
-        type=cli._frequency,
+        type=frequency,
         default=80.0,
         metavar="MHZ",
         help="clock frequency to aim for (default: 80)",
     )
     option(
         "--timeout",
-        type=cli._frequency,
+        type=frequency,
         default=3600.0,
         metavar="S",
         help="most seconds for each run of a tool (default: 3600)",
     )
-    cli._add_config(parser)
+    add_config(parser)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -85,7 +96,6 @@ def _bench(options: argparse.Namespace) -> int:
 
     from ditto.fpga.estimate import memories
     from ditto.fpga.parts import PARTS
-    from ditto.host import cli
     from ditto.host.bench import compare_builds, fitting, measure
     from ditto.host.model import Model
     from ditto.host.output import OutputFile
@@ -93,30 +103,30 @@ def _bench(options: argparse.Namespace) -> int:
     from ditto.host.roofline import roofline
     from ditto.host.samplers import DDIM, Schedule
 
-    config = cli._config(options)
+    config = config_of(options)
     if options.builds:
         from ditto.fpga.tools import find
 
         for tool in "yosys", "nextpnr-ecp5":
             find(tool)
-    paths = options.model or [cli._demo_model()]
+    paths = options.model or [demo_model()]
     names = [re.sub(r"(\.int8)?\.onnx$", "", path.name) for path in paths]
     if len(set(names)) < len(names):
-        raise cli.UsageError("two models have the same name")
+        raise UsageError("two models have the same name")
     ending = [""] if len(names) == 1 else [f"-{name}" for name in names]
     pictures = [options.output.with_name(f"{options.output.stem}{end}.svg") for end in ending]
     outputs = [options.output, *pictures, *([options.page] if options.page else [])]
     if len({path.absolute() for path in outputs}) < len(outputs):
-        raise cli.UsageError("the files to write must have different names; the JSON's is *.json")
+        raise UsageError("the files to write must have different names; the JSON's is *.json")
 
-    console = cli._console()
+    console = open_console()
     with ExitStack() as stack:
         opened = [stack.enter_context(OutputFile(path)) for path in outputs]
         runs: list[dict[str, Any]] = []
         for path, name in zip(paths, names, strict=True):
             model = Model.load(path)
             schedule = Schedule.from_metadata(model.metadata)
-            cli._check_steps(options.steps, schedule.train_steps)
+            check_steps(options.steps, schedule.train_steps)
             fitted = fitting(model, config)
             for field, value in asdict(fitted).items():
                 if value != getattr(config, field):
@@ -151,7 +161,7 @@ def _bench(options: argparse.Namespace) -> int:
             opened[-1].write(page(facts, links).encode())
     _print(console, facts)
     print(f"wrote {', '.join(str(path) for path in outputs)}")
-    return cli._BUILD if any("error" in build for build in builds) else 0
+    return BUILD if any("error" in build for build in builds) else 0
 
 
 def _builds(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -7,6 +7,17 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditto.host.cli_common import (
+    UsageError,
+    add_config,
+    config_of,
+    frequency,
+    natural,
+    open_console,
+    positive,
+    values,
+)
+
 if TYPE_CHECKING:
     from ditto.fpga.bitstream import Bitstream
 
@@ -34,8 +45,6 @@ def _add_boards(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _add_build(verbs: Any, common: argparse.ArgumentParser) -> None:
-    from ditto.host import cli
-
     parser = verbs.add_parser(
         "build",
         parents=[common],
@@ -51,21 +60,21 @@ def _add_build(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     add(
         "--seeds",
-        type=cli._list(cli._natural),
+        type=values(natural),
         default=[1, 2, 3],
         metavar="N,...",
         help="seeds of place and route; the fastest counts (default: 1,2,3)",
     )
     add(
         "--frequency",
-        type=cli._frequency,
+        type=frequency,
         metavar="MHZ",
         help="frequency of the device's clock (default: the board's)",
     )
-    add("--baud", type=cli._positive, metavar="N", help="bits per second (default: the board's)")
+    add("--baud", type=positive, metavar="N", help="bits per second (default: the board's)")
     add(
         "--timeout",
-        type=cli._frequency,
+        type=frequency,
         default=3600.0,
         metavar="S",
         help="most seconds for each run of a tool (default: 3600)",
@@ -77,12 +86,12 @@ def _add_build(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     add(
         "--fit-seconds",
-        type=cli._frequency,
+        type=frequency,
         default=7200.0,
         metavar="S",
         help="most seconds for --fit (default: 7200)",
     )
-    cli._add_config(parser, "the board")
+    add_config(parser, "the board")
 
 
 def _add_program(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -103,7 +112,6 @@ def _boards(options: argparse.Namespace) -> int:
 
     from ditto.fpga.boards import BOARDS
     from ditto.fpga.survey import page, proofs_of
-    from ditto.host import cli
     from ditto.host.output import OutputFile
 
     if options.page:
@@ -128,7 +136,7 @@ def _boards(options: argparse.Namespace) -> int:
             f"{config.clusters} x {config.lanes} x {config.columns}",
             ", ".join(proofs_of(name)[-2:]),
         )
-    cli._console().print(table)
+    open_console().print(table)
     print("array: clusters x lanes x columns of the default device; none ran on hardware yet")
     return 0
 
@@ -136,13 +144,12 @@ def _boards(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> int:
     from ditto.fpga.boards import board_of
     from ditto.fpga.tools import ToolError
-    from ditto.host import cli
 
     board = board_of(options.board)
-    config = cli._config(options, board.config)
+    config = config_of(options, board.config)
     given = [name for name in ("clusters", "columns") if getattr(options, name) is not None]
     if options.fit and given:
-        raise cli.UsageError(f"--fit chooses the size of the array; leave out --{given[0]}")
+        raise UsageError(f"--fit chooses the size of the array; leave out --{given[0]}")
     frequency = round(options.frequency * 1e6) if options.frequency else None
     folder: Path = options.output
     try:

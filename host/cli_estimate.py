@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ditto.host.cli_common import add_config, config_of, open_console
+
 # As in cli.py, what takes long to import is imported where it is used.
 
 __all__ = ["add"]
@@ -23,8 +25,6 @@ _TEXTS = {
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    from ditto.host import cli
-
     parser = verbs.add_parser(
         "estimate",
         parents=[common],
@@ -34,7 +34,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_estimate)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
-    cli._add_config(parser)
+    add_config(parser)
 
 
 def _estimate(options: argparse.Namespace) -> int:
@@ -45,10 +45,9 @@ def _estimate(options: argparse.Namespace) -> int:
 
     from ditto.fpga.estimate import PLACES, estimate
     from ditto.fpga.parts import PARTS
-    from ditto.host import cli
     from ditto.host.output import OutputFile
 
-    config = cli._config(options)
+    config = config_of(options)
     with ExitStack() as stack:
         file = stack.enter_context(OutputFile(options.json)) if options.json else None
         found = estimate(config)
@@ -68,7 +67,7 @@ def _estimate(options: argparse.Namespace) -> int:
         table.add_row(text, f"{found.cells[name]:,}", error, *shares)
     table.add_row("MHz", f"{found.fmax_mhz:.1f}", f"{found.margins['fmax_mhz']:.1%}")
     table.add_row("", "", "", *(found.verdict(part) for part in PARTS.values()))
-    cli._console().print(table)
+    open_console().print(table)
     print(
         "error: the largest over builds that the model had not seen; LUTs, carry cells and "
         "distributed memories share the places for LUTs"

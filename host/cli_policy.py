@@ -9,6 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditto.host.cli_common import (
+    UsageError,
+    add_config,
+    check_steps,
+    config_of,
+    demo_model,
+    fraction,
+    frequency,
+    natural,
+    number,
+    open_console,
+    positive,
+    progress_bar,
+    values,
+)
+
 if TYPE_CHECKING:
     from ditto.host.program import Program
     from ditto.host.session import OnStep
@@ -21,8 +37,6 @@ __all__ = ["add", "add_policy", "memory_of", "monitored"]
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run that chooses modes, and of what is told about it."""
-    from ditto.host import cli
-
     add = parser.add_argument
     add(
         "--policy",
@@ -41,7 +55,7 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-wide",
-        type=cli._number(float, lambda x: 0 <= x <= 100, "a number in 0..100"),
+        type=number(float, lambda x: 0 <= x <= 100, "a number in 0..100"),
         metavar="PERCENT",
         help="stop if more of a step's temporal deltas are wide",
     )
@@ -56,11 +70,9 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bandwidth(parser: argparse.ArgumentParser) -> None:
-    from ditto.host import cli
-
     parser.add_argument(
         "--bandwidth",
-        type=cli._frequency,
+        type=frequency,
         metavar="BYTES",
         help="bytes that the SDRAM moves in a cycle (default: 2)",
     )
@@ -101,8 +113,6 @@ def monitored(
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb ``policies``."""
-    from ditto.host import cli
-
     parser = verbs.add_parser(
         "policies",
         parents=[common],
@@ -118,28 +128,27 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     add("--page", type=Path, metavar="FILE", help="write the tables in Markdown, too")
     add(
         "--steps",
-        type=cli._list(cli._positive),
+        type=values(positive),
         default=[20, 50, 100],
         metavar="N,…",
         help="denoising steps (default: 20,50,100)",
     )
     add(
         "--eta",
-        type=cli._list(cli._fraction),
+        type=values(fraction),
         default=[0.0, 1.0],
         metavar="X,…",
         help="fresh noise in each step: 0 is DDIM, 1 is DDPM (default: 0,1)",
     )
-    add("--samples", type=cli._positive, default=2, metavar="N", help="images (default: 2)")
-    add("--seed", type=cli._natural, default=0, metavar="N", help="seed of the noise (default: 0)")
+    add("--samples", type=positive, default=2, metavar="N", help="images (default: 2)")
+    add("--seed", type=natural, default=0, metavar="N", help="seed of the noise (default: 0)")
     _add_bandwidth(parser)
-    cli._add_config(parser)
+    add_config(parser)
 
 
 def _policies(options: argparse.Namespace) -> int:
     from itertools import product
 
-    from ditto.host import cli
     from ditto.host.analysis import Setting
     from ditto.host.model import Model, read
     from ditto.host.output import OutputFile
@@ -148,18 +157,18 @@ def _policies(options: argparse.Namespace) -> int:
     from ditto.host.samplers import Schedule
     from ditto.sim.memory import MEMORIES
 
-    config = cli._config(options)
+    config = config_of(options)
     memories = list(MEMORIES.values())
     if options.bandwidth is not None:
         memories = [memory.with_bandwidth(options.bandwidth) for memory in memories]
     settings = [Setting(steps, eta) for eta, steps in product(options.eta, options.steps)]
     files = [options.output, *([options.page] if options.page else [])]
     if len({path.absolute() for path in files}) < len(files):
-        raise cli.UsageError("the JSON file and the page cannot be the same file")
-    console = cli._console()
+        raise UsageError("the JSON file and the page cannot be the same file")
+    console = open_console()
     with ExitStack() as stack:
         opened = [stack.enter_context(OutputFile(path)) for path in files]
-        bar = stack.enter_context(cli._bar(console, options.quiet))
+        bar = stack.enter_context(progress_bar(console, options.quiet))
         facts: dict[str, Any] = {
             "command": shlex.join(["ditto", *options.words]),
             "configuration": asdict(config),
@@ -169,13 +178,13 @@ def _policies(options: argparse.Namespace) -> int:
             "models": [],
             "runs": [],
         }
-        for path in options.model or [cli._demo_model()]:
+        for path in options.model or [demo_model()]:
             proto = read(path)
             model = Model(proto, str(path))
             name = re.sub(r"(\.int8)?\.onnx$", "", path.name)
             scales = model.metadata.get("ditto.scales", "not said in the file")
             facts["models"].append({"model": name, "scales": scales} | saved(proto, model, config))
-            cli._check_steps(max(options.steps), Schedule.from_metadata(model.metadata).train_steps)
+            check_steps(max(options.steps), Schedule.from_metadata(model.metadata).train_steps)
             for setting in settings:
                 recording = record(
                     proto,

@@ -3,13 +3,13 @@
 import argparse
 from typing import Any
 
+from ditto.host.cli_common import add_board, add_config, natural, open_board, open_console
+
 __all__ = ["add"]
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    from ditto.host import cli
-
     parser = verbs.add_parser(
         "selftest",
         parents=[common],
@@ -19,24 +19,23 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "anything is wrong.",
     )
     parser.set_defaults(run=_selftest)
-    cli._add_board(parser)
+    add_board(parser)
     parser.add_argument(
-        "--rounds", type=cli._natural, default=8, metavar="N", help="random layers (default: 8)"
+        "--rounds", type=natural, default=8, metavar="N", help="random layers (default: 8)"
     )
     parser.add_argument(
-        "--seed", type=cli._natural, default=0, metavar="N", help="seed of all values (default: 0)"
+        "--seed", type=natural, default=0, metavar="N", help="seed of all values (default: 0)"
     )
-    cli._add_config(parser)
+    add_config(parser)
 
 
 def _selftest(options: argparse.Namespace) -> int:
     from rich import box
     from rich.table import Table
 
-    from ditto.host import cli
     from ditto.host.selftest import selftest
 
-    device = cli._open(options)
+    device = open_board(options)
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("test")
     table.add_column("result")
@@ -48,7 +47,7 @@ def _selftest(options: argparse.Namespace) -> int:
             table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
     finally:
         if table.row_count:
-            cli._console().print(table)
+            open_console().print(table)
         close = getattr(device, "close", None)
         if close is not None:
             close()
