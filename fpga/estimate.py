@@ -146,11 +146,11 @@ def features(config: Config, name: str) -> dict[str, float]:
     """
     clusters, lanes = config.clusters, config.clusters * config.lanes
     is_block = config.multiplier is Multiplier.DSP
-    product = config.weight_bits + config.digit_bits
     # Blocks of multipliers: two columns share one where they can.
     blocks = -(-config.columns // 2) if config.is_packed else config.columns
     rows = -(-config.digit_bits // 2)  # radix-4 Booth rows of a product of tables
-    depths = (config.weight_rows, config.accumulator_rows, config.item_depth, config.positions)
+    weight_bits = lanes * config.columns * config.weight_bits
+    lists = clusters * -(-config.list_depth // 16)
     mapped = memories(config)
     sizes = {
         "device": 1,
@@ -158,27 +158,38 @@ def features(config: Config, name: str) -> dict[str, float]:
         "lanes": lanes,
         # Adders and registers of the accumulators.
         "accumulator bits": clusters * config.columns * config.accumulator_bits,
-        # The way of the weights from the host.
+        # The way of the weights from the host, and those that are multiplied.
         "word bits": config.columns * config.weight_bits,
-        "weight bits": lanes * config.columns * config.weight_bits,
+        "weight bits": weight_bits,
         "multiplier blocks": lanes * blocks if is_block else 0,
-        "block product bits": lanes * config.columns * product if is_block else 0,
-        "table product bits": 0 if is_block else lanes * config.columns * product,
-        "table row bits": 0 if is_block else lanes * config.columns * rows * config.weight_bits,
-        "address bits": clusters * sum((depth - 1).bit_length() for depth in depths),
-        "layers": config.layers,
-        "lists": clusters * (config.lanes + 1) * -(-config.list_depth // 16),
+        "table row bits": 0 if is_block else rows * weight_bits,
+        "lists": lists,
+        "lists of two lanes": lists * (config.lanes - 1),
+        "lists of high items": lists * (config.shifts > 1),
         "memory cells": mapped.cells,
         "memory multiplexers": mapped.muxes,
     }
-    return {size: sizes[size] for size in _ONLY.get(name, sizes)}
+    return {size: sizes[size] for size in _SIZES[name]}
 
 
-_ONLY = {
-    "distributed": ("device", "clusters", "lanes", "lists", "memory cells"),
+_SIZES = {
+    "luts": (
+        *("device", "clusters", "accumulator bits", "table row bits", "lists of two lanes"),
+        *("lists of high items", "memory cells", "memory multiplexers"),
+    ),
+    "carries": ("device", "clusters", "accumulator bits", "weight bits", "table row bits"),
+    "comb": (
+        *("device", "clusters", "accumulator bits", "table row bits", "lists of two lanes"),
+        *("lists of high items", "memory cells", "memory multiplexers"),
+    ),
+    "ffs": (
+        *("device", "clusters", "lanes", "accumulator bits", "word bits", "weight bits"),
+        "lists of high items",
+    ),
+    "distributed": ("lists", "lists of two lanes", "lists of high items", "memory cells"),
     "dsps": ("device", "clusters", "multiplier blocks"),
 }
-"""Cells that do not depend on everything."""
+"""What the cells of each kind depend on most."""
 
 
 def speed_features(config: Config) -> dict[str, float]:

@@ -50,18 +50,28 @@ _CHOICES: dict[str, Sequence[Any]] = {
 # Width of a digit, and whether zeros are skipped.
 _DIGITS = (*[(4, 1)] * 6, (3, 1), (5, 1), (9, 0))
 
-_MEMORIES = {"weight_rows": 1024, "accumulator_rows": 512, "item_depth": 4096}
+_LARGE = {"weight_rows": 1024, "accumulator_rows": 512, "item_depth": 4096}
+_SMALL = {"clusters": 1, "weight_rows": 512, "accumulator_rows": 256, "item_depth": 1024}
+_DENSE = {"skip": 0, "digit_bits": 9}
+# Block memories are scarcest then.
+_TABLES = {"multiplier": Multiplier.LUT, "accumulator_bits": 22, "item_depth": 2048}
 
-_LARGE = tuple(
-    replace(demo, **_MEMORIES | changes)
-    for changes in (
-        {"clusters": 8},
-        {"clusters": 4, "columns": 32},
-        {"clusters": 4, "columns": 36},
-        {"clusters": 4, "columns": 40, "multiplier": Multiplier.LUT},
-        {"clusters": 4, "skip": 0, "digit_bits": 9},
-    )
+_NAMED = (
+    demo,
+    *(
+        replace(demo, **changes)
+        for changes in (
+            _SMALL | {"columns": 8},
+            _SMALL | {"columns": 8, "multiplier": Multiplier.LUT},
+            _SMALL | _DENSE | {"columns": 4},
+            _LARGE | {"clusters": 8},
+            _LARGE | {"clusters": 4, "columns": 32},
+            _LARGE | _DENSE | {"clusters": 4},
+            _LARGE | _TABLES | {"clusters": 8, "columns": 20},
+        )
+    ),
 )
+"""Devices that others are compared with."""
 
 
 def samples(count: int, most: int) -> list[Config]:
@@ -169,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("-o", "--output", type=Path, default=Path(__file__).with_name("estimate.json"))
     options = parser.parse_args(arguments)
-    plan = [*samples(options.count, 48), demo, *_LARGE]
+    plan = [*samples(options.count, 48), *_NAMED]
     builds = []
     try:
         for number, config in enumerate(plan, 1):

@@ -141,7 +141,7 @@ def _bench(options: argparse.Namespace) -> int:
                 "brams_available": PARTS[options.part].cells["DP16KD"],
             }
             runs += [run | needs for run in found]
-        builds = _builds(config, options) if options.builds else []
+        builds, complete = _builds(config, options) if options.builds else ([], True)
         for run in runs:
             compare_builds(run, builds)
         versions = {name: metadata.version(name) for name in ("ditto-accel", "numpy", "onnx")}
@@ -161,13 +161,14 @@ def _bench(options: argparse.Namespace) -> int:
             opened[-1].write(page(facts, links).encode())
     _print(console, facts)
     print(f"wrote {', '.join(str(path) for path in outputs)}")
-    return BUILD if any("error" in build for build in builds) else 0
+    return 0 if complete else BUILD
 
 
-def _builds(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Build the device and the dense array; what does not fit or takes too long has an error.
+def _builds(config: Config, options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
+    """Build the device and the dense array; return them, and whether all could be built.
 
-    With the other kind of multipliers, they are synthesized for their size alone.
+    What does not fit or takes too long to route has an error. With the other kind of multipliers,
+    both are synthesized for their size alone.
     """
     from ditto.fpga.build import Builder, DoesNotFitError
     from ditto.fpga.estimate import shrink
@@ -177,6 +178,7 @@ def _builds(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]
 
     config = shrink(config, PARTS[options.part])
     builds: list[dict[str, Any]] = []
+    complete = True
     for kind in sorted(Multiplier, key=lambda kind: kind is not config.multiplier):
         own = replace(config, multiplier=kind)
         for device in (own, baseline(own)):
@@ -191,14 +193,21 @@ def _builds(config: Config, options: argparse.Namespace) -> list[dict[str, Any]]
             placed: list[int] = []
             failure = {}
             try:
+                builder.synthesize()
+            except TimeLimitError as error:
+                print(f"ditto: {error}", file=sys.stderr)
+                complete = False
+                continue
+            try:
                 for seed in options.seeds if kind is config.multiplier else []:
                     builder.place(seed)
                     placed.append(seed)
             except (DoesNotFitError, TimeLimitError) as error:
                 failure = {"error": str(error)}
                 print(f"ditto: {error}", file=sys.stderr)
+                complete = False
             builds.append(builder.facts(placed) | failure)
-    return builds
+    return builds, complete
 
 
 def _print(console: Any, facts: dict[str, Any]) -> None:

@@ -179,7 +179,8 @@ def test_what_is_outside_of_the_builds_is_said(model: dict[str, Any]) -> None:
     for build in model["builds"]:
         assert estimate(Config(**build["configuration"])).outside == {}
     low, high = model["ranges"]["clusters"]
-    found = estimate(replace(demo, clusters=high + 1, accumulator_bits=48))
+    inside = Config(**model["builds"][0]["configuration"])
+    found = estimate(replace(inside, clusters=high + 1, accumulator_bits=48))
     assert found.outside == {
         "clusters": (low, high),
         "accumulator_bits": tuple(model["ranges"]["accumulator_bits"]),

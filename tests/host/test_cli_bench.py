@@ -24,13 +24,17 @@ def ditto(*words: object) -> int:
 
 
 class FakeBuilder:
-    """Builds without tools; on a 25k nothing fits, and seed 13 takes too long."""
+    """Builds without tools; on a 25k nothing fits, seed 13 and tables take too long."""
 
     made: list[dict[str, Any]] = []
 
     def __init__(self, config: Config, **options: Any) -> None:
         self.config, self.options = config, options
         self.made.append({"config": config, **options})
+
+    def synthesize(self) -> None:
+        if self.options["timeout"] < 5 and self.config.multiplier == "lut":
+            raise tools.TimeLimitError("yosys has not finished in 4 s")
 
     def place(self, seed: int) -> None:
         part = PARTS[self.options["part"]]
@@ -136,6 +140,9 @@ def test_what_was_built_before_the_time_limit_counts(
     assert ditto("bench", denoiser_file, *QUICK, "--seeds", "1,13,2", "-o", output) == 3
     found = json.loads(output.read_text())["builds"][0]
     assert found["fmax_mhz"] == {"1": 81.0} and "has not finished in 9 s" in found["error"]
+    assert ditto("bench", denoiser_file, *QUICK, "--timeout", "4", "-o", output) == 3
+    builds = json.loads(output.read_text())["builds"]
+    assert [build["configuration"]["multiplier"] for build in builds] == ["dsp", "dsp"]
 
 
 def test_bench_of_models_that_need_more_memory(
