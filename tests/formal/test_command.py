@@ -337,7 +337,8 @@ class CommandMachineProof(Proof):
         self.require(~at["Respond"] | (given <= 3))
         follows = answers & ~at["Respond"]
         self.require(~follows | ((given > 3) & (status == 0) & (count == 0)))
-        self.require(~at["Identity"] | (known.identifies & (given == 4 + rom) & (rom < 84)))
+        told = len(identity(config.digest, config.pack()))
+        self.require(~at["Identity"] | (known.identifies & (given == 4 + rom) & (rom < told)))
         reads = header.op == Opcode.READ
         counts = (header.op == Opcode.COUNTERS) | (header.op == Opcode.RUN)
         in_word = at["Word"]
