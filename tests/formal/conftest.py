@@ -28,7 +28,9 @@ def holds(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
         registers: bool = False,
         timeout: float = 100.0,
     ) -> None:
-        for kind, cycles in ((mode, depth), ("cover", reach or depth)):
+        parts: list[tuple[Literal["prove", "bmc", "cover"], int]]
+        parts = [(mode, depth), ("cover", reach or depth)]
+        for kind, cycles in parts:
             result = prove(make(), kind, cycles, registers=registers, timeout=timeout)
             assert result.status == "pass", result.log[-6000:]
             found = {"depth": cycles, "seconds": round(result.seconds, 1)}

@@ -116,9 +116,9 @@ class Inert(DDIM):
     is_memoryless = False
     sum: Any = 0.0
 
-    def step(self, index: int, noise: Any, *rest: Any) -> Any:
+    def step(self, index: int, noise: Any, x: Any, rng: Any, last: Any = None) -> Any:
         self.sum = 0.5 * self.sum + noise
-        return super().step(index, self.sum.astype(np.float32), *rest)
+        return super().step(index, self.sum.astype(np.float32), x, rng, last)
 
 
 def test_a_sample_whose_sampler_keeps_something_begins_anew(
