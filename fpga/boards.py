@@ -136,6 +136,11 @@ def _ulx3s(size: str, config: Config) -> Board:
     )
 
 
+_WITH_PROCESSOR = (
+    "For a block design with the processor, `ditto generate --interface axi` writes the device "
+    "with AXI ports, and `ditto.host.axi` drives it."
+)
+
 _UP5K = Config(
     clusters=1,
     lanes=1,
@@ -324,8 +329,7 @@ BOARDS: Mapping[str, Board] = {
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "zybo_z7_20"),
         note="The serial line is at Pmod JE: pin 1 is the board's output, pin 2 its input. "
-        "For a block design with the processor, `ditto generate --interface axi` writes the "
-        "device with AXI ports, and `ditto.host.axi` drives it.",
+        + _WITH_PROCESSOR,
     ),
     "pynq-z2": Board(
         title="PYNQ-Z2",
@@ -338,8 +342,7 @@ BOARDS: Mapping[str, Board] = {
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "pynq_z2"),
         note="The serial line is at Pmod A: pin 1 is the board's output, pin 2 its input. "
-        "For a block design with the processor, `ditto generate --interface axi` writes the "
-        "device with AXI ports, and `ditto.host.axi` drives it.",
+        + _WITH_PROCESSOR,
     ),
     "de10-nano": Board(
         title="DE10-Nano",
