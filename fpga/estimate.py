@@ -45,7 +45,7 @@ _SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
 _BYTE = 9  # bits that are written apart
 _BLOCK_COST, _CELL_COST = 128, 4
 
-RESERVED = 64
+RESERVED = 6
 """Bits of a layer-table entry that nobody reads."""
 
 _RING = (512, 8)  # what the framer sends

@@ -59,7 +59,7 @@ __all__ = [
 MAGIC = b"DITT"
 """The first bytes of what IDENTIFY answers."""
 
-VERSION = 4
+VERSION = 5
 """Version of everything in this module."""
 
 NO_BUILD = bytes(8)
@@ -181,7 +181,22 @@ class LayerEntry(data.Struct):
     split: 8
     #: Columns by which the shares move from one output row to the next, less than ``split``.
     skew: 8
-    reserved: 64
+    #: Spatial runs: whether the entry may have them; positions behind each line of the image whose
+    #: differences are from the zeros there; and rows of a line before its first output position.
+    spatial: 1
+    margin: 4
+    lead: 4
+    #: The entry of the decision table that chooses the mode of this entry, and whether a run of
+    #: this entry is the last one before it chooses again.
+    decides: 1
+    reserved: 6
+    decision: 8
+    #: Zero point of the inputs, in two's complement.
+    zero_point: 8
+    #: Temporal deltas of at most this magnitude are not applied, and stay in the residual.
+    threshold: 8
+    #: First byte of the entry's inputs in the reference buffer.
+    reference_base: 24
 
 
 class Counters(NamedTuple):

@@ -9,7 +9,7 @@ from amaranth.lib.data import Layout
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config, ConfigError
-from ditto.hdl.protocol import CommandHeader, LayerEntry, size
+from ditto.hdl.protocol import CommandHeader, LayerEntry, size, unpack
 from ditto.host.device import CRC_BYTES, Accelerator
 from ditto.host.layers import Layer, Linear, Product
 from ditto.host.lowering import Lowered, lower, windows
@@ -306,7 +306,7 @@ class Program:
             rows_in = cut.end_in - cut.first_in
             image_in = (1, rows_in) if layer.is_pointwise else (rows_in, width)
             out_width = 1 if layer.is_pointwise else image[1]
-            entry = {
+            entry = dict.fromkeys(unpack(LayerEntry, bytes(32)), 0) | {
                 "in_height": image_in[0],
                 "in_width": image_in[1],
                 "positions": image_in[0] * image_in[1],
@@ -326,7 +326,6 @@ class Program:
                 "accumulator_base": self.accumulator_rows,
                 "split": plan.split,
                 "skew": skew,
-                "reserved": 0,
             }
             bands.append(
                 Band(

@@ -38,7 +38,7 @@ from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 
-ZEROS = ("pad_top", "pad_left", "skew")
+ZEROS = ("pad_top", "pad_left", "skew", "spatial", "margin", "lead")
 
 CONFIG = Config(clusters=3, columns=5, accumulator_bits=21, weight_bits=7, frame_bytes=64)
 RNG = np.random.default_rng(11)
@@ -119,7 +119,9 @@ def exercise(device: Accelerator) -> list[Any]:
         "tiles": 2,
         "weight_base": 2,
         "accumulator_base": 10,
-        "reserved": 0,
+        "spatial": 0,
+        "margin": 0,
+        "lead": 0,
     }
     device.reset()
     device.write_layers(1, [entry, entry | {"stride_x": 2, "out_width": 3}])
@@ -224,7 +226,7 @@ def test_another_configuration_is_refused() -> None:
     [
         (b"DOTT", "no Ditto behind this link: it identifies as b'DOTT' instead of b'DITT'"),
         (b"", "no Ditto behind this link"),
-        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 4"),
+        (b"DITT\7\0\0\0", "speaks version 7 of the protocol and this driver version 5"),
         (
             identity(bytes(8), CONFIG.pack()),
             f"digest {bytes(8).hex()} for parameters that have {CONFIG.digest.hex()}",
