@@ -171,10 +171,10 @@ class _Statistics:
             )
             assert left is not None and right is not None
             assert left_spatial is not None and right_spatial is not None
-            dense = temporal = costs.dense(left, right)
+            dense = temporal = costs.dense(left, right)[0]
             if left_change is not None and right_change is not None:
-                temporal = costs.temporal(left_change, right_change, dense)
-            modes = [dense, temporal, costs.dense(left_spatial, right_spatial)]
+                temporal = np.minimum(costs.changes(left_change, right_change)[0], dense)
+            modes = [dense, temporal, costs.dense(left_spatial, right_spatial)[0]]
             self.cycles[pair, :, step.step] += [int(cycles.sum()) for cycles in modes]
 
     def _count(self, index: int, kind: int, step: int, values: NDArray[np.int16]) -> None:
