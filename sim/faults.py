@@ -169,6 +169,8 @@ class _Line:
             else:
                 out.append(byte)
             if self._held:
+                # Counted where it arrives, which may be in the next frame.
+                self._kinds["swap"] += len(self._held)
                 out += self._held
                 self._held = b""
         return bytes(out)
@@ -176,7 +178,7 @@ class _Line:
     def _spoil(self, byte: int, chance: float, out: bytearray) -> bool:
         """Do something to a byte; tell whether one is through."""
         kind = next(name for name, end in self._ends if chance < end)
-        self._kinds[kind] += 1
+        self._kinds[kind] += kind != "swap"
         match kind:
             case "flip":
                 out.append(byte ^ 1 << self._how.randrange(8))
