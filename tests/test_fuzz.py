@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditto.host.layers import ModelError
+from ditto.host.model import Model
 from ditto.host.npz import read_npz
 from ditto.host.resume import Checkpoint, ResumeError
 from ditto.host.samplers import Schedule, load_inputs
@@ -124,6 +125,26 @@ def test_a_state_that_no_run_has_written(tmp_path: Path, facts: dict[str, Any]) 
     path.write_bytes(FUZZ.state_file(**facts))
     with pytest.raises(ResumeError):
         Checkpoint(path, {"model": "a"}, resume=True).__enter__()
+
+
+def graph(axis: int, size: int) -> Any:
+    import onnx
+
+    proto = onnx.load_model_from_string(FUZZ.denoiser())
+    proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (1 << 31, r"input sample of .* has the shape \(1, 1, 6, 2147483648\); sizes are"),
+        (1 << 17, "makes 6 x 131072 positions of 6 x 131072; at most 262144 are possible"),
+    ],
+)
+def test_a_model_of_images_that_fill_the_memory(size: int, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Model(graph(3, size)).shapes()
 
 
 def test_a_schedule_of_more_steps_than_fit_the_memory() -> None:

@@ -152,6 +152,47 @@ def model(data: bytes) -> None:
     load_model(path)
 
 
+def graph(data: bytes) -> None:
+    """Models that are well-formed files: attributes, sizes, inputs and nodes are others."""
+    import onnx
+
+    rng = random.Random(data)
+    proto = onnx.load_model_from_string(denoiser())
+    numbers = [-1, 0, 1, 2, 3, 7, 255, 1 << 20, 1 << 31, (1 << 62) + 1]
+    graph = proto.graph
+    names = [name for node in graph.node for name in (*node.input, *node.output)] + ["", "x"]
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        node = rng.choice(graph.node)
+        tensor = rng.choice(graph.initializer)
+        match rng.randrange(9):
+            case 0 if node.attribute:
+                attribute = rng.choice(node.attribute)
+                if attribute.ints:
+                    attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(numbers)
+                attribute.i = rng.choice(numbers)
+            case 1 if node.attribute:
+                del node.attribute[rng.randrange(len(node.attribute))]
+            case 2 if node.input:
+                node.input[rng.randrange(len(node.input))] = rng.choice(names)
+            case 3:
+                node.op_type = rng.choice([*(n.op_type for n in graph.node), "Nothing", "Loop"])
+            case 4:
+                graph.node.remove(node)
+            case 5 if tensor.dims:
+                tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice(numbers)
+            case 6:
+                tensor.data_type = rng.randrange(20)
+            case 7:
+                tensor.raw_data = rng.randbytes(rng.choice([0, 1, len(tensor.raw_data)]))
+            case _:
+                shape = rng.choice(graph.input).type.tensor_type.shape
+                if shape.dim:
+                    rng.choice(shape.dim).dim_value = rng.choice(numbers)
+    path = folder() / "graph.onnx"
+    path.write_bytes(proto.SerializeToString())
+    load_model(path)
+
+
 def checkpoint(data: bytes) -> None:
     path = folder() / "case.state"
     path.write_bytes(data)
@@ -216,6 +257,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
         lambda: [b"\0\0\0\1" + bytes(9) + b"\x20\1\0\3" + bytes(9) + b"\x08\2\0\5" + b"\1" * 9],
     ),
     "model": (model, lambda: [denoiser()]),
+    "graph": (graph, lambda: [bytes(8)]),
     "checkpoint": (
         checkpoint,
         lambda: [
