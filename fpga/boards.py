@@ -162,7 +162,7 @@ BOARDS: Mapping[str, Board] = {
     "ulx3s-12f": _ulx3s("12F", _SMALL),
     "ulx3s-25f": _ulx3s("25F", _SMALL),
     "ulx3s-45f": _ulx3s("45F", _MIDDLE),
-    "ulx3s-85f": _ulx3s("85F", demo),
+    "ulx3s-85f": replace(_ulx3s("85F", demo), is_simulated_as_netlist=True),
     "ecpix5-45f": Board(
         title="ECPIX-5 45F",
         platform="amaranth_boards.ecpix5:ECPIX545Platform",
@@ -240,6 +240,7 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
+        is_simulated_as_netlist=True,
     ),
     "icesugar": Board(
         title="iCESugar",
