@@ -87,7 +87,9 @@ def test_boards_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     for name in BOARDS:
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        marks = ["yes" if proof in proofs_of(name) else "-" for proof in (Proof.BUILT, Proof.NETLIST)]
+        marks = [
+            "yes" if proof in proofs_of(name) else "-" for proof in (Proof.BUILT, Proof.NETLIST)
+        ]
         assert line.split()[-2:] == marks
     assert "none ran on hardware" in out
     # A terminal of 80 columns shows each board in one line.
