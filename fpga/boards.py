@@ -248,8 +248,8 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
-        note="Six of the eight multiplier blocks are used, here and on the iCESugar: in each cycle, "
-        "the four single-port memories of 16 bits give a work item and 48 bits of weights.",
+        note="Six of the eight multiplier blocks are used, here and on the iCESugar: in each "
+        "cycle, the four single-port memories of 16 bits give a work item and 48 bits of weights.",
         is_simulated_as_netlist=True,
     ),
     "icesugar": Board(
