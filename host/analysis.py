@@ -157,25 +157,28 @@ class _Statistics:
             for reader in self._readers.get(index, ()):
                 costs = self._costs[self._traced.products[reader].name]
                 assert isinstance(costs, LayerCosts)
-                given = np.concatenate([values for values in kinds if values is not None])
-                cycles = costs.cycles(given).reshape(-1, len(now)).sum(axis=1)
-                if step.before is None:  # nothing is kept: this step is dense
-                    cycles = cycles[[0, 0, 1]]
-                self.cycles[reader, :, step.step] += cycles
+                dense = temporal = costs.cycles(now)
+                if kinds[1] is not None:
+                    temporal = costs.cycles(kinds[1])
+                spatial = costs.spatial(now)[0] if costs.can_be_spatial else dense
+                self._add_cycles(reader, step, dense, temporal, spatial)
         for pair in self._pairs:
             product = self._traced.products[pair]
             costs = self._costs[product.name]
             assert isinstance(costs, ProductCosts)
-            (left, left_change, left_spatial), (right, right_change, right_spatial) = (
-                paired[i] for i in product.operands
-            )
+            (left, left_change, _), (right, right_change, _) = (paired[i] for i in product.operands)
             assert left is not None and right is not None
-            assert left_spatial is not None and right_spatial is not None
-            dense = temporal = costs.dense(left, right)
+            dense = temporal = costs.dense(left, right)[0]
             if left_change is not None and right_change is not None:
-                temporal = costs.temporal(left_change, right_change, dense)
-            modes = [dense, temporal, costs.dense(left_spatial, right_spatial)]
-            self.cycles[pair, :, step.step] += [int(cycles.sum()) for cycles in modes]
+                temporal = np.minimum(costs.changes(left_change, right_change)[0], dense)
+            self._add_cycles(pair, step, dense, temporal, dense)
+
+    def _add_cycles(self, reader: int, step: Step, *modes: NDArray[np.int64]) -> None:
+        """Add up what a layer takes in each mode.
+
+        In a mode that it cannot be in, it is dense.
+        """
+        self.cycles[reader, :, step.step] += [int(cycles.sum()) for cycles in modes]
 
     def _count(self, index: int, kind: int, step: int, values: NDArray[np.int16]) -> None:
         counts = np.bincount((values.ravel() + np.int16(_REACH)), minlength=2 * _REACH)

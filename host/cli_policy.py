@@ -40,12 +40,12 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--policy",
-        choices=("dense", "temporal", "defo", "adaptive", "oracle"),
+        choices=("dense", "temporal", "defo", "defo+", "adaptive", "oracle"),
         default="temporal",
         help="what each layer's step starts from: zero (dense), the step before (temporal), the "
-        "one that took fewer cycles in the first two steps (defo), the one that the latest digits "
-        "speak for (adaptive), the best in hindsight (oracle); all give the same image (default: "
-        "temporal)",
+        "one that took fewer cycles in the first two steps (defo; defo+ with neighbours in the "
+        "same step for zero), the one that the latest digits speak for (adaptive), the best in "
+        "hindsight (oracle); all give the same image (default: temporal)",
     )
     add(
         "--monitor",

@@ -103,6 +103,10 @@ class LayerCosts(_Costs):
         super().__init__(placement, config)
         assert isinstance(placement.layer, Linear)
         self._layer = placement.layer
+        #: Whether the layer can have spatial runs.
+        self.can_be_spatial = all(
+            band.entry["spatial"] for part in placement.parts for band in part.bands
+        )
 
     def cycles(self, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the cycles of a run for each of some samples.
@@ -164,54 +168,66 @@ class LayerCosts(_Costs):
 class ProductCosts(_Costs):
     """Counts the cycles of a product of two activations."""
 
-    def dense(self, left: NDArray[np.int16], right: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Return the cycles for each of some samples, with the better operand as items.
+    #: Cycles by changes where the product is placed for a right operand that stays as it is.
+    IMPOSSIBLE = 1 << 40
+
+    def dense(
+        self, left: NDArray[np.int16], right: NDArray[np.int16]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles and the nonzero digits for each of some samples.
+
+        The operand with which there are fewer cycles gives the items.
 
         Parameters
         ----------
         left, right
             Of shapes (samples, ..., rows, inner size) and (samples, ..., inner size, columns).
         """
-        ways = [self._side(left, 0)]
+        ways = [np.sum(self._side(left, 0), axis=-1)]
         if not self._is_fixed:
-            ways.append(self._side(right, 1))
-        return np.min([way.sum(axis=1) for way in ways], axis=0)
+            ways.append(np.sum(self._side(right, 1), axis=-1))
+        cycles, digits = np.moveaxis(np.array(ways), 1, 0)
+        best = cycles.argmin(axis=0)[None]
+        return np.take_along_axis(cycles, best, 0)[0], np.take_along_axis(digits, best, 0)[0]
 
-    def temporal(
-        self, left: NDArray[np.int16], right: NDArray[np.int16], dense: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return the cycles of both runs by changes, or those of dense runs where they are fewer.
+    def changes(
+        self, left: NDArray[np.int16], right: NDArray[np.int16]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the cycles of both runs by changes, and their nonzero digits.
 
         Parameters
         ----------
         left, right
-            The changes of the operands.
-        dense
-            Cycles of dense runs.
+            The changes of the operands. Without one, there is no run.
         """
-        changes = np.zeros(len(left), np.int64)
+        cycles, digits = np.zeros((2, len(left)), np.int64)
         for side, values in enumerate((left, right)):
             moved = values.any(axis=(-2, -1)).reshape(len(values), -1)
-            if side and self._is_fixed:  # placed for a right operand that stays as it is
-                return np.where(moved.any(axis=1), dense, np.minimum(changes, dense))
-            changes += (self._side(values, side) * moved).sum(axis=1)
-        return np.minimum(changes, dense)
+            if side and self._is_fixed:
+                return np.where(moved.any(axis=1), self.IMPOSSIBLE, cycles), digits
+            own = self._side(values, side)
+            cycles += (own[0] * moved).sum(axis=1)
+            digits += own[1].sum(axis=1)
+        return cycles, digits
 
     @property
     def _is_fixed(self) -> bool:
         assert isinstance(self._placement.layer, Product)
         return self._placement.layer.fixed
 
-    def _side(self, values: NDArray[np.int16], side: int) -> NDArray[np.int64]:
-        """Return the cycles of the runs with an operand as items: (samples, heads)."""
+    def _side(
+        self, values: NDArray[np.int16], side: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return cycles and digits of the runs with an operand as items: (samples, heads)."""
         if side:
             values = np.swapaxes(values, -2, -1)
         heads = values.reshape(len(values), -1, *values.shape[-2:])
         runs = [
-            self._part(self._placement.of_product(head, side), heads[:, head])[0]
+            self._part(self._placement.of_product(head, side), heads[:, head])
             for head in range(heads.shape[1])
         ]
-        return np.stack(runs, axis=1)
+        cycles, digits = (np.stack(own, axis=1) for own in zip(*runs, strict=True))
+        return cycles, digits
 
 
 def _pad(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.host.costs import LayerCosts, count_items
-from ditto.host.layers import Product
+from ditto.host.layers import Linear, Product
 from ditto.host.program import Placement, Program
 from ditto.sim.golden import Golden
 from ditto.sim.memory import Memory, Traffic
@@ -37,9 +37,9 @@ __all__ = [
 ]
 
 ModeName = Literal["dense", "temporal", "spatial"]
-"""A mode of a run. ``spatial`` is simulated only, see :mod:`ditto.sim.spatial`."""
+"""A mode of a run."""
 
-POLICIES = ("dense", "temporal", "defo", "adaptive", "oracle")
+POLICIES = ("dense", "temporal", "defo", "defo+", "adaptive", "oracle")
 """Names of the policies, see :func:`policy_of`; ``oracle`` is made by :func:`plan`."""
 
 
@@ -101,6 +101,8 @@ class LayerCost:
 
     Attributes
     ----------
+    rests : tuple of ModeName
+        Modes of runs without state: first spatial, where the layer can be, then dense.
     floor, ceiling : int
         Cycles of a run without a digit, the fewest that there can be; and of one in which every
         input has a digit of each shift, which is about the most.
@@ -109,6 +111,10 @@ class LayerCost:
     def __init__(self, placement: Placement, config: Config, memory: Memory) -> None:
         layer = placement.layer
         self.memory = memory
+        bands = [band for part in placement.parts for band in part.bands]
+        self.rests: tuple[ModeName, ...] = ("dense",)
+        if isinstance(layer, Linear) and all(band.entry["spatial"] for band in bands):
+            self.rests = ("spatial", "dense")
         self._transfers: dict[Choice, int] = {}
         full = sum(1 << shift * config.digit_bits for shift in range(config.shifts))
         byte, sum_bytes = -(-config.activation_bits // 8), -(-config.accumulator_bits // 8)
@@ -220,20 +226,20 @@ class Fixed:
 class RunTime:
     """Run-time Defo as published (Kim et al., 2025).
 
-    A layer is dense in its first step and temporal in its second. What took fewer measured cycles,
-    waits for the memory included, is kept until the end of the sample.
+    A layer is dense in its first step, or spatial in Defo+, and temporal in its second. What took
+    fewer measured cycles, waits for the memory included, is kept until the end of the sample.
 
     Parameters
     ----------
     costs
         Of each layer.
-    rest
-        The mode without state: dense for Defo, spatial for Defo+.
+    plus
+        Whether layers without state are spatial, where they can be: Defo+.
     """
 
-    def __init__(self, costs: Sequence[LayerCost], rest: ModeName = "dense") -> None:
+    def __init__(self, costs: Sequence[LayerCost], *, plus: bool = False) -> None:
         self._costs = costs
-        self._rest = Choice(rest, keep=False)
+        self._rests = [Choice(c.rests[0] if plus else "dense", keep=False) for c in costs]
         self._begun: dict[int, int] = {}
         self._decided: dict[int, Choice] = {}
 
@@ -242,7 +248,7 @@ class RunTime:
         decided = self._decided.get(layer)
         if decided is not None:
             return decided
-        return Choice("temporal") if has_state else self._rest._replace(keep=True)
+        return Choice("temporal") if has_state else self._rests[layer]._replace(keep=True)
 
     def observe(self, layer: int, seen: Observation) -> None:
         """Take note of what a run took."""
@@ -251,10 +257,9 @@ class RunTime:
         if layer not in self._begun:
             self._begun[layer] = seen.cycles
             return
-        cost, temporal = self._costs[layer], Choice("temporal")
-        at_rest = cost.total(self._rest, self._begun[layer])
-        pays = cost.total(temporal, seen.cycles) < at_rest
-        self._decided[layer] = temporal if pays else self._rest
+        cost, temporal, rest = self._costs[layer], Choice("temporal"), self._rests[layer]
+        pays = cost.total(temporal, seen.cycles) < cost.total(rest, self._begun[layer])
+        self._decided[layer] = temporal if pays else rest
 
 
 _Rhythm = Literal["temporal", "rest", "alternate"]
@@ -287,16 +292,15 @@ class Adaptive:
     next runs are temporal, none of them, or every second one; a change must save at least
     ``margin``.
 
-    Without state there are no temporal digits to count. Where keeping it costs time, a layer at
-    rest looks at them again after ``pause`` runs, then after twice as many, and so on; and never
-    while even a run without a digit would take longer.
+    The first run is spatial where it can be, which takes fewer cycles than a dense one more often
+    than not. Without state there are no temporal digits to count. Where keeping it costs time, a
+    layer at rest looks at them again after ``pause`` runs, then after twice as many, and so on; and
+    never while even a run without a digit would take longer.
 
     Parameters
     ----------
     costs
         Of each layer.
-    rest
-        The modes without state; the first is that of the first run.
     margin
         Least share of a run's cycles that a change must save.
     pause
@@ -306,15 +310,13 @@ class Adaptive:
     def __init__(
         self,
         costs: Sequence[LayerCost],
-        rest: Sequence[ModeName] = ("dense",),
         *,
         margin: float = 0.01,
         pause: int = 4,
     ) -> None:
         self._costs = costs
-        self._rest = tuple(rest)
         self._margin = margin
-        self._layers = [_Adapting(wait=pause, pause=pause, rest=rest[0]) for _ in costs]
+        self._layers = [_Adapting(wait=pause, pause=pause, rest=cost.rests[0]) for cost in costs]
 
     def choose(self, layer: int, has_state: bool) -> Choice:
         """Choose before a run."""
@@ -327,7 +329,8 @@ class Adaptive:
 
     def _could_pay(self, cost: LayerCost) -> bool:
         """Whether temporal runs could be worth their state, for any inputs."""
-        means = _means(cost, {"temporal": cost.floor, self._rest[0]: cost.ceiling}, self._rest[0])
+        first = cost.rests[0]
+        means = _means(cost, {"temporal": cost.floor, first: cost.ceiling}, first)
         return min(means, key=lambda rhythm: means[rhythm]) != "rest"
 
     def observe(self, layer: int, seen: Observation) -> None:
@@ -341,12 +344,12 @@ class Adaptive:
         known.rates[seen.mode] = known.rate
 
         cycles: dict[ModeName, int] = {}
-        for mode in (*self._rest, "temporal"):
+        for mode in (*cost.rests, "temporal"):
             # Without a count, the best that it could be.
             guess = round(known.rates.get(mode, known.rate) * seen.digits.get(mode, 0))
             cycles[mode] = seen.cycles if mode == seen.mode else max(guess, cost.floor)
-        at_rest = {mode: cost.total(Choice(mode, keep=False), cycles[mode]) for mode in self._rest}
-        rest = min(self._rest, key=lambda mode: at_rest[mode])
+        at_rest = {mode: cost.total(Choice(mode, keep=False), cycles[mode]) for mode in cost.rests}
+        rest = min(cost.rests, key=lambda mode: at_rest[mode])
         if at_rest[rest] < (1 - self._margin) * at_rest[known.rest]:
             known.rest = rest
         means = _means(cost, cycles, known.rest)
@@ -446,8 +449,8 @@ def policy_of(name: str, costs: Sequence[LayerCost]) -> MakePolicy:
     """
     if name in ("dense", "temporal"):
         return lambda sample: Fixed(cast(ModeName, name))
-    if name == "defo":
-        return lambda sample: RunTime(costs)
+    if name in ("defo", "defo+"):
+        return lambda sample: RunTime(costs, plus=name == "defo+")
     if name == "adaptive":
         return lambda sample: Adaptive(costs)
     raise ValueError(f"no policy is called {name}; there are {', '.join(POLICIES)}")

@@ -16,37 +16,34 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.host.analysis import Setting
 from ditto.host.bench import fitting
-from ditto.host.costs import LayerCosts
+from ditto.host.costs import LayerCosts, ProductCosts
 from ditto.host.defo import (
     POLICIES,
-    Adaptive,
     Choice,
-    Fixed,
     LayerCost,
     MakePolicy,
     ModeName,
     Observation,
     Planned,
-    RunTime,
     plan,
     policy_of,
 )
 from ditto.host.flow import FlowGraph, traffic
-from ditto.host.layers import Linear
+from ditto.host.layers import Product
 from ditto.host.model import Model, ModelError
 from ditto.host.program import Placement, Program
 from ditto.host.samplers import Schedule
 from ditto.host.trace import Step, Traced
 from ditto.sim.memory import Memory, Traffic
 
-__all__ = ["SIMULATED", "Recording", "Replay", "compare", "player", "record", "replay", "saved"]
+__all__ = ["PLAYERS", "Recording", "Replay", "compare", "player", "record", "replay", "saved"]
 
 OnProgress = Callable[[int, int, str], None]
 
 MODES: tuple[ModeName, ...] = ("dense", "temporal", "spatial")
 
-SIMULATED = ("spatial", "defo+", "adaptive+", "oracle+")
-"""Policies with spatial runs, which the gateware does not have yet."""
+PLAYERS = ("spatial", *POLICIES)
+"""What is compared: every policy, and all layers spatial that can be."""
 
 
 @dataclass
@@ -60,7 +57,8 @@ class Recording:
     config
         The device.
     cycles, digits
-        For each mode, of shape (layers, steps, samples). A temporal first step counts as dense.
+        For each mode, of shape (layers, steps, samples). A temporal first step counts as dense, and
+        so does a spatial run of a layer that has none.
     """
 
     placements: tuple[Placement, ...]
@@ -97,14 +95,14 @@ def record(
     fitted = fitting(model, config)
     traced = Traced(proto, model)
     program = Program(model.layers, model.shapes(), fitted)
-    operand = {product.name: product.operands[0] for product in traced.products}
-    # Products of two activations choose for themselves, from exact counts.
-    placements = tuple(
-        p for p in program.layers if isinstance(p.layer, Linear) and p.layer.name in operand
-    )
+    operands = {product.name: product.operands for product in traced.products}
+    placements = tuple(p for p in program.layers if p.layer.name in operands)
     if not placements:
         raise ModelError(f"{model.name} has no layer whose input is quantized in its graph")
-    counters = [LayerCosts(placement, fitted) for placement in placements]
+    counters = [
+        ProductCosts(p, fitted) if isinstance(p.layer, Product) else LayerCosts(p, fitted)
+        for p in placements
+    ]
     shape = (2, len(placements), setting.steps, samples)
     found: dict[ModeName, NDArray[np.int64]] = {mode: np.zeros(shape, np.int64) for mode in MODES}
     batch = samples if traced.batch is None else 1
@@ -115,15 +113,26 @@ def record(
         def on_step(step: Step, own: range = own) -> None:
             at = slice(own.start, own.stop)
             for index, (placement, counter) in enumerate(zip(placements, counters, strict=True)):
-                tensor = operand[placement.layer.name]
-                zero = np.int16(traced.tensors[tensor].zero_point)
-                now = step.values[tensor].astype(np.int16) - zero
-                deltas: dict[ModeName, NDArray[np.int16]] = {"dense": now, "temporal": now}
-                if step.before is not None:
-                    deltas["temporal"] = now - (step.before[tensor].astype(np.int16) - zero)
-                for mode, values in deltas.items():
-                    found[mode][:, index, step.step, at] = counter.count(values)
-                found["spatial"][:, index, step.step, at] = counter.spatial(now)
+                now, changes = [], []
+                for operand in operands[placement.layer.name]:
+                    tensor = traced.tensors[operand]
+                    # Where the model has no axis of samples, values have one more.
+                    one = (-1, *tensor.shape[tensor.shape[0] == 1 :])
+                    values = step.values[operand].astype(np.int16).reshape(one)
+                    now.append(values - np.int16(tensor.zero_point))
+                    if step.before is not None:
+                        changes.append(values - step.before[operand].reshape(one))
+                if isinstance(counter, ProductCosts):
+                    dense = spatial = temporal = counter.dense(*now)
+                    if changes:
+                        temporal = counter.changes(*changes)
+                else:
+                    dense = temporal = counter.count(now[0])
+                    if changes:
+                        temporal = counter.count(changes[0])
+                    spatial = counter.spatial(now[0]) if counter.can_be_spatial else dense
+                for mode, counts in zip(MODES, (dense, temporal, spatial), strict=True):
+                    found[mode][:, index, step.step, at] = counts
             if on_progress is not None:
                 done = own.start * setting.steps + (step.step + 1) * len(own)
                 on_progress(done, setting.steps * samples, setting.sampler)
@@ -168,6 +177,7 @@ def replay(recording: Recording, costs: Sequence[LayerCost], make: MakePolicy) -
         np.zeros(shape, np.int8), np.zeros(shape, np.int64), np.zeros(shape, np.int64), Traffic()
     )
     moved: dict[tuple[int, Choice], int] = {}
+    is_product = [isinstance(placement.layer, Product) for placement in recording.placements]
     for sample in range(shape[2]):
         policy = make(sample)
         for layer, cost in enumerate(costs):
@@ -177,8 +187,12 @@ def replay(recording: Recording, costs: Sequence[LayerCost], make: MakePolicy) -
                 choice = policy.choose(layer, has_state)
                 if choice.mode == "temporal" and not has_state:
                     raise ValueError(f"layer {layer} holds no state in step {step}")
-                cycles = int(recording.cycles[choice.mode][at])
                 is_counted = has_state and (choice.mode == "temporal" or choice.watch)
+                cycles = int(recording.cycles[choice.mode][at])
+                if is_product[layer] and cycles > recording.cycles["dense"][at]:
+                    # The host has both operands, and takes what is shorter.
+                    choice = choice._replace(mode="dense")
+                    cycles = int(recording.cycles["dense"][at])
                 digits: dict[ModeName, int] = {
                     mode: int(counts[at])
                     for mode, counts in recording.digits.items()
@@ -196,40 +210,29 @@ def replay(recording: Recording, costs: Sequence[LayerCost], make: MakePolicy) -
     return result
 
 
-def _oracle(
-    recording: Recording, costs: Sequence[LayerCost], modes: Sequence[ModeName]
-) -> MakePolicy:
-    def make(sample: int) -> Planned:
-        return Planned(
-            [
-                plan(cost, {mode: recording.cycles[mode][layer, :, sample] for mode in modes})
-                for layer, cost in enumerate(costs)
-            ]
-        )
-
-    return make
-
-
 def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakePolicy:
     """Return what makes a policy for the samples of a recording.
 
     Parameters
     ----------
     name
-        One of :data:`ditto.host.defo.POLICIES` or :data:`SIMULATED`.
+        One of :data:`PLAYERS`.
     recording, costs
         As for :func:`replay`.
     """
+
+    def oracle(sample: int) -> Planned:
+        own = [
+            {mode: recording.cycles[mode][layer, :, sample] for mode in ("temporal", *cost.rests)}
+            for layer, cost in enumerate(costs)
+        ]
+        return Planned([plan(cost, cycles) for cost, cycles in zip(costs, own, strict=True)])
+
     if name == "oracle":
-        return _oracle(recording, costs, ("dense", "temporal"))
-    if name == "oracle+":
-        return _oracle(recording, costs, MODES)
+        return oracle
     if name == "spatial":
-        return lambda sample: Fixed("spatial")
-    if name == "defo+":
-        return lambda sample: RunTime(costs, "spatial")
-    if name == "adaptive+":
-        return lambda sample: Adaptive(costs, ("dense", "spatial"))
+        steps = recording.cycles["dense"].shape[1]
+        return lambda sample: Planned([[Choice(c.rests[0], keep=False)] * steps for c in costs])
     return policy_of(name, costs)
 
 
@@ -291,23 +294,19 @@ def compare(recording: Recording, memory: Memory) -> dict[str, dict[str, Any]]:
         For each policy, plain values for JSON: ``cycles`` of the array and ``stall_memory``, in
         cycles for a step; ``traffic`` in bytes for a step, and its ``traffic_ratio`` to that of
         dense runs; ``agreement``, the share of runs after the first step with the mode that the
-        oracle of the same modes has in it; ``to_oracle`` and ``to_fixed``, the ratios of all cycles
-        to those of the oracle and of the better of dense and temporal; and the shares of the modes.
+        oracle has in it; ``to_oracle`` and ``to_fixed``, the ratios of all cycles to those of the
+        oracle and of the best of dense, temporal and spatial; and the shares of the modes.
     """
     costs = [LayerCost(placement, recording.config, memory) for placement in recording.placements]
-    replays = {
-        name: replay(recording, costs, player(name, recording, costs))
-        for name in (*POLICIES, *SIMULATED)
-    }
+    replays = {name: replay(recording, costs, player(name, recording, costs)) for name in PLAYERS}
     steps, samples = recording.cycles["dense"].shape[1:]
     count = steps * samples
-    fixed = min(replays["dense"].total, replays["temporal"].total)
+    fixed = min(replays[mode].total for mode in MODES)
+    oracle = replays["oracle"]
     result = {}
     for name, own in replays.items():
-        oracle = replays["oracle+" if name in SIMULATED else "oracle"]
         later = own.modes[:, 1:] == oracle.modes[:, 1:]
         result[name] = {
-            "simulated_mode": name in SIMULATED,
             "cycles": float(own.cycles.sum() / count),
             "stall_memory": float(own.stalls.sum() / count),
             "traffic": own.traffic.total / count,

@@ -5,8 +5,8 @@ from typing import Any
 
 __all__ = ["page"]
 
-_KNOWN = ("temporal", "defo", "adaptive", "oracle")
-_SIMULATED = ("spatial", "defo+", "adaptive+", "oracle+")
+_SHOWN = ("temporal", "spatial", "defo", "defo+", "adaptive", "oracle")
+_CHOOSING = ("defo", "defo+", "adaptive")
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -25,18 +25,14 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         f"Means over {count} image{'s' * (count > 1)}. Cycles are those of the array + waits for "
         "the memory, in % of all cycles of dense runs. Then, for each policy that chooses: its "
-        "cycles as ratio to those of the oracle of the same modes, and the share of runs after the "
-        "first step in the mode that the oracle gives them.",
+        "cycles as ratio to those of the oracle, and the share of runs after the first step in the "
+        "mode that the oracle gives them.",
         "",
     ]
     for memory in facts["memories"]:
         runs = [run for run in facts["runs"] if run["memory"] == memory["name"]]
         lines += [f"## Memory {memory['name']}", "", _described(memory), ""]
-        lines += _cycles(runs, _KNOWN, "oracle")
-        lines += ["", *_summary(runs, "adaptive", "oracle"), ""]
-        lines += ["With spatial runs (simulated, not in the gateware):", ""]
-        lines += _cycles(runs, _SIMULATED, "oracle+")
-        lines += [""]
+        lines += [*_cycles(runs), "", *_summary(runs), ""]
     lines += ["## Traffic", "", "Bytes of a step, as ratio to dense runs.", ""]
     lines += _traffic(facts["runs"], [memory["name"] for memory in facts["memories"]])
     lines += ["", "## Static pass", ""]
@@ -59,47 +55,45 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]], texts: int = 2) -
     return ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
 
 
-def _cycles(runs: Sequence[Mapping[str, Any]], names: Sequence[str], oracle: str) -> list[str]:
+def _cycles(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return cycles of array + waits for the memory, in % of those of dense runs."""
-    chosen = [name for name in names if name not in ("temporal", "spatial", oracle)]
 
     def rows() -> Iterator[Sequence[str]]:
         for run in runs:
             policies = run["policies"]
             dense = policies["dense"]["cycles"] + policies["dense"]["stall_memory"]
             cells = []
-            for name in names:
+            for name in _SHOWN:
                 own = policies[name]
                 array, wait = (100 * own[part] / dense for part in ("cycles", "stall_memory"))
                 cells.append(
                     f"{array:.1f} + {wait:.1f}" if run["memory"] != "chip" else f"{array:.1f}"
                 )
-            chosen = [name for name in names if name not in ("temporal", "spatial", oracle)]
-            for name in chosen:
+            for name in _CHOOSING:
                 own = policies[name]
                 cells.append(f"{own['to_oracle']:.3f}, {100 * own['agreement']:.0f} %")
-            first = [run["model"], run["sampler"], f"{dense:,.0f}"]
-            yield [*first, *cells]
+            yield [run["model"], run["sampler"], f"{dense:,.0f}", *cells]
 
-    heads = [f"{name} %" for name in names] + [f"{name} : {oracle}, same mode" for name in chosen]
+    heads = [f"{name} %" for name in _SHOWN]
+    heads += [f"{name} : oracle, same mode" for name in _CHOOSING]
     return _table(["model", "sampler", "dense, cycles", *heads], rows())
 
 
-def _summary(runs: Sequence[Mapping[str, Any]], name: str, oracle: str) -> list[str]:
+def _summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     def worst(policy: str, against: str) -> str:
         return f"{max(run['policies'][policy][against] for run in runs):.3f}"
 
     lines = [
-        f"{name} takes at most {worst(name, 'to_oracle')} times the cycles of the {oracle}, and at "
-        f"most {worst(name, 'to_fixed')} times those of the better fixed mode; defo "
-        f"{worst('defo', 'to_oracle')} and {worst('defo', 'to_fixed')}."
+        f"{name} takes at most {worst(name, 'to_oracle')} times the cycles of the oracle, and at "
+        f"most {worst(name, 'to_fixed')} times those of the best fixed mode."
+        for name in _CHOOSING
     ]
     stochastic = [run["policies"] for run in runs if run["eta"] == 1]
-    if stochastic:
-        gains = [p["defo"]["to_oracle"] / p[name]["to_oracle"] for p in stochastic]
+    for name in ("defo", "defo+") if stochastic else ():
+        gains = [p[name]["to_oracle"] / p["adaptive"]["to_oracle"] for p in stochastic]
         lines.append(
-            f"With fresh noise (eta 1), defo takes {min(gains):.3f} to {max(gains):.3f} times the "
-            f"cycles of {name}."
+            f"With fresh noise (eta 1), {name} takes {min(gains):.3f} to {max(gains):.3f} times "
+            "the cycles of adaptive."
         )
     return lines
 
@@ -109,12 +103,12 @@ def _traffic(runs: Sequence[Mapping[str, Any]], memories: Sequence[str]) -> list
         for first in (run for run in runs if run["memory"] == memories[0]):
             same = [r for r in runs if (r["model"], r["sampler"]) == _key(first)]
             cells = [f"{first['policies']['temporal']['traffic_ratio']:.2f}"]
-            for name in ("defo", "adaptive", "adaptive+"):
+            for name in _CHOOSING:
                 ratios = [run["policies"][name]["traffic_ratio"] for run in same]
                 cells.append(" / ".join(f"{ratio:.2f}" for ratio in ratios))
             yield [*_key(first), *cells]
 
-    head = [f"{name}: {' / '.join(memories)}" for name in ("defo", "adaptive", "adaptive+")]
+    head = [f"{name}: {' / '.join(memories)}" for name in _CHOOSING]
     return _table(["model", "sampler", "temporal", *head], rows())
 
 

@@ -117,7 +117,9 @@ def test_defo_keeps_what_took_less_in_the_first_two_steps(denoiser_proto: onnx.M
     choices, _ = play(RunTime([cost]), cost, worse)
     assert modes(choices) == "dtdddd" and not any(choice.keep for choice in choices[2:])
     worse["spatial"] = [90] * 6
-    assert modes(play(RunTime([cost], "spatial"), cost, worse)[0]) == "stssss"
+    cost.rests = ("spatial", "dense")
+    assert modes(play(RunTime([cost], plus=True), cost, worse)[0]) == "stssss"
+    assert modes(play(RunTime([cost]), cost, worse)[0]) == "dtdddd"
     # The same cycles, with a memory that makes state dear.
     cost = costs(denoiser_proto, SLOW)[0]
     assert modes(play(RunTime([cost]), cost, better)[0]) == "dtdddd"
