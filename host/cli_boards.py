@@ -210,8 +210,13 @@ def _write_project(options: argparse.Namespace, config: Any, frequency: int | No
     """Write the project of a board whose tools are the vendor's."""
     from ditto.fpga.project import write
 
-    files = write(options.board, config, options.output, frequency=frequency, baud=options.baud)
+    folder = options.output
+    files = write(options.board, config, folder, frequency=frequency, baud=options.baud)
     print(f"wrote {', '.join(str(path) for path in files)}")
+    print("next, with the vendor's tools on the PATH:")
+    print(f"  cd {folder} && sh build_top.sh")
+    if folder / "overlay.tcl" in files:
+        print(f"or, for PYNQ:\n  cd {folder} && vivado -mode batch -source overlay.tcl")
     return 0
 
 

@@ -218,6 +218,7 @@ def test_program_without_the_loader(
     [
         ("arty-a7-35t", "top.xdc", ["set_property LOC A9", "create_clock", "PLLE2_BASE"]),
         ("de10-nano", "top.qsf", ["PIN_V11", "PIN_AG13", "5CSEBA6U23I7"]),
+        ("zybo-z7-20", "top.xdc", ["set_property LOC V12", "module ditto_axi(", "*:zybo-z7-20:"]),
     ],
 )
 def test_project_of_a_vendor(
@@ -230,7 +231,8 @@ def test_project_of_a_vendor(
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         status, out, _ = run(capsys, "build", name, "-o", folder, *TINY)
-        assert status == 0 and "top.v" in out
+        assert status == 0 and "top.v" in out and f"cd {folder} && sh build_top.sh" in out
+        assert ("vivado -mode batch -source overlay.tcl" in out) == name.startswith("zybo")
     files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     assert files[0] == files[1]
     text = b"\n".join(files[0].values()).decode()
