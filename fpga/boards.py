@@ -249,7 +249,9 @@ BOARDS: Mapping[str, Board] = {
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
         note="Six of the eight multiplier blocks are used, here and on the iCESugar: in each "
-        "cycle, the four single-port memories of 16 bits give a work item and 48 bits of weights.",
+        "cycle, the four single-port memories of 16 bits give a work item and 48 bits of weights. "
+        "For models with weights of 6 bits, `--columns 8 --weight-bits 6 --accumulator-bits 20` "
+        "fills all eight.",
         is_simulated_as_netlist=True,
     ),
     "icesugar": Board(
