@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,9 @@ PARTS = {
     "matrix": Part(
         ["-m", "pytest", "tests/sim/test_device.py", "-k", "counters_are_those", *ALL], 2400
     ),
-    "mutation": Part(["tests/mutation/run.py", "--mutants", "100"], 3000),
+    "power-up": Part(["tests/blocks/power_up.py"], 900),
+    "coverage": Part(["tests/blocks/covered.py"], 900),
+    "mutation": Part(["tests/blocks/mutation.py", "--mutants", "100", "--jobs", "1"], 3000),
 }
 MATRIX_TARGET = 40
 
@@ -56,6 +59,7 @@ def run(part: Part, work: Path) -> dict[str, Any]:
     output = work / ("report.xml" if is_pytest else "report.json")
     extra = [f"--junitxml={output}"] if is_pytest else ["-o", str(output)]
     start = time.monotonic()
+    usage = None
     process = subprocess.Popen(
         [sys.executable, *part.arguments, *extra],
         cwd=ROOT,
@@ -63,17 +67,21 @@ def run(part: Part, work: Path) -> dict[str, Any]:
         start_new_session=True,
     )
     try:
-        process.wait(part.limit)
-    except subprocess.TimeoutExpired:
-        print(f"{text_of(part.arguments)}: ended after {part.limit:g} s", file=sys.stderr)
+        while usage is None and time.monotonic() < start + part.limit:
+            time.sleep(0.2)
+            pid, _, used = os.wait4(process.pid, os.WNOHANG)
+            usage = used if pid else None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if usage is None:
+            print(f"{text_of(part.arguments)}: ended after {part.limit:g} s", file=sys.stderr)
+            _, _, usage = os.wait4(process.pid, 0)
     result: dict[str, Any] = {
         "command": text_of(part.arguments),
         "commit": commit(),
         "seconds": round(time.monotonic() - start),
+        "processor": round(usage.ru_utime + usage.ru_stime),
     }
     if not output.exists():
         return result | {"cases": [], "blocks": []}
@@ -161,6 +169,18 @@ def mutation(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def coverage(result: dict[str, Any]) -> list[str]:
+    lines = ["| block | lines | toggles | target |", "|---|---|---|---|"]
+    for block in result["blocks"]:
+        worst = min(block["line"], block["toggle"])
+        lines.append(
+            f"| {block['block']} | {block['line']:.1%} | {block['toggle']:.1%} | "
+            f"{block['target']:.0%}: {verdict(worst >= block['target'])} |"
+        )
+    lines += ["", "Not counted:", "", *(f"- {reason}" for reason in result.get("waived", []))]
+    return lines
+
+
 def page(results: dict[str, Any]) -> str:
     """Write the page."""
     lines = [
@@ -178,7 +198,10 @@ def page(results: dict[str, Any]) -> str:
             lines.append("Not measured.")
             return None
         result = results[name]
-        lines.append(f"`{result['command']}` at {result['commit']}, {result['seconds']} s.")
+        lines.append(
+            f"`{result['command']}` at {result['commit']}, "
+            f"{result.get('processor', result['seconds'])} s of processor time."
+        )
         lines.append("")
         return result
 
@@ -217,9 +240,25 @@ def page(results: dict[str, Any]) -> str:
         "mutation",
         "Mutation",
         "Yosys puts defects into a block's netlist, one at a time, and the block's own bench has "
-        "to notice. The score is the killed mutants among those that are not proven equivalent.",
+        "to notice. Multipliers, columns, array, lanes, cluster and engine share the engine's "
+        "bench, which compares values and counters; that of the command machine is the whole "
+        "device's. The score is the killed mutants among those that are not proven equivalent.",
     ):
         lines += mutation(result)
+    if result := part(
+        "coverage",
+        "Line and toggle coverage",
+        "Of the generated Verilog by Verilator: what the benches of the mutants reach, which are "
+        "kept short for those.",
+    ):
+        lines += coverage(result)
+    if result := part(
+        "power-up",
+        "Dirty power-up",
+        "The same benches on blocks whose registers and memories begin with anything, drawn by "
+        "three seeds; a reset follows.",
+    ):
+        lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
     if result := part(
         "lint",
         "Lint",
@@ -231,9 +270,8 @@ def page(results: dict[str, Any]) -> str:
         "",
         "## Not measured yet",
         "",
-        "Proofs of the engine's control; mutation of the engine, the array, "
-        "the command machine and of the host's code; faults of the link by the million; fuzzing; "
-        "functional, line and toggle coverage; 100 images back to back.",
+        "Proofs of the engine's control; mutation of the host's code; faults of the link by the "
+        "million; fuzzing; functional coverage; 100 images back to back.",
         "",
     ]
     return "\n".join(lines)
@@ -246,15 +284,23 @@ def is_fine(result: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", default=",".join(PARTS), help="(default: all of them)")
-    names = [name for name in parser.parse_args().parts.split(",") if name]
+    parser.add_argument("--jobs", type=int, default=2, help="parts at a time (default: 2)")
+    options = parser.parse_args()
+    names = [name for name in options.parts.split(",") if name]
     for name in names:
         if name not in PARTS:
             parser.error(f"there is no part {name!r}; choose from {', '.join(PARTS)}")
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name in names:
+
+    def measure(name: str) -> None:
         with tempfile.TemporaryDirectory(prefix="ditto-verify-") as folder:
             results[name] = run(PARTS[name], Path(folder))
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        # The longest first, so that none of them is left alone at the end.
+        longest = sorted(names, key=lambda name: -PARTS[name].limit)
+        for _ in pool.map(measure, longest):
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")
 
 
