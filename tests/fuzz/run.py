@@ -394,7 +394,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default=",".join(TARGETS), help="(default: all of them)")
-    parser.add_argument("--atheris", action="store_true", help="needs the extra [fuzz]; Linux")
+    parser.add_argument("--atheris", action="store_true", help="needs the extra [verify]; Linux")
     parser.add_argument("--keep", type=Path, help="keep what a target failed with in this folder")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args()
