@@ -207,6 +207,7 @@ class DefectiveDevice(Golden):
                 self._deltas = deltas.copy()
                 self._deltas.flat[3 * self.config.item_depth // self.config.digits // 4 :] = 0
         counters = super().run(entry, Mode.DENSE if self.defect is Defect.STATE else mode)
+        counters = counters._replace(mode=mode.value)
         words = self._accumulators
         match self.defect:
             case Defect.ACCUMULATOR_BIT:
