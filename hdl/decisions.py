@@ -23,8 +23,8 @@ class DecisionTable(wiring.Component):
 
     Members
     -------
-    number : In(8)
-        The decision at hand, less than ``layers``.
+    number : In(range(layers))
+        The decision at hand.
     decision : Out(Decision)
         What is held of it, a cycle later.
     learn : In(1)
@@ -72,7 +72,7 @@ class DecisionTable(wiring.Component):
         words = range(4 * config.layers)
         super().__init__(
             {
-                "number": In(8),
+                "number": In(range(self.config.layers)),
                 "decision": Out(Decision),
                 "learn": In(1),
                 "mode": In(Mode),
@@ -108,7 +108,7 @@ class DecisionTable(wiring.Component):
         forgets, writes, adds = Signal(), Signal(), Signal()
         total = Signal(COUNT_BITS, reset_less=True)
         marked = Signal(Decision)  # written in place of a sum
-        at = Cat(place, self.number)[: len(walk)]
+        at = Cat(place, self.number)
         m.d.comb += [
             is_adaptive.eq(known.rule == Rule.ADAPTIVE),
             r.addr.eq(Mux(self.reads, self.read_address, Mux(forgets, walk, at))),

@@ -101,7 +101,8 @@ class Space(enum.Enum, shape=8):
     DELTAS = 2
     #: The same with quantized inputs, a byte each: the device takes the differences itself. Needs a
     #: reference buffer. From the tile's beginning to the end of its run, the entry holds no
-    #: accumulators: a tile that is never run cannot part them from the references.
+    #: accumulators: a tile that is never run cannot part them from the references. Nor does the
+    #: device know the inputs that deltas were taken from, so an entry gets one or the other.
     INPUTS = 3
     #: Table of decisions: words of 32 bits, four for each decision: a :class:`Decision`, and what
     #: the current step has taken by :class:`Mode`, see :class:`Rule`.

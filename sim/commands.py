@@ -174,6 +174,8 @@ def _differences(rng: random.Random, config: Config) -> dict[str, int]:
     """Make the fields of an entry that differences take."""
     last = max(config.reference_depth - _POSITIONS * _CHANNELS, 0)
     return {
+        "spatial": rng.randint(0, 1),
+        "margin": rng.choice([0, 0, 1, 2]),
         "decides": rng.randint(0, 1),
         "decision": rng.choice([0, 0, 0, 1, config.layers]),
         "zero_point": rng.choice([0, 1, 0xFF]),
