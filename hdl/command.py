@@ -169,9 +169,13 @@ class CommandMachine(wiring.Component):
             end.eq(header.address + header.count),
             in_range.eq(
                 (header.count != 0)
-                & (end <= Mux(reads_decisions, 4 * config.layers, config.accumulator_rows))
+                & Mux(reads_decisions, end <= 4 * config.layers, end <= config.accumulator_rows)
                 & (header.size != 0)
-                & (header.size <= Mux(reads_decisions, _DECISION_BYTES, accumulator_bytes))
+                & Mux(
+                    reads_decisions,
+                    header.size <= _DECISION_BYTES,
+                    header.size <= accumulator_bytes,
+                )
             ),
         ]
         more = Signal()  # the body has not been taken in full

@@ -3,7 +3,7 @@
 ::
 
     inputs ──► references[p], inputs D positions back ──► three differences ──► one of them
-               0                                          1         2           3 ──► digits
+               0                                    1, 2                   3    4 ──► digits
 
 The numbers are cycles. A stage moves when what comes after the last one is ready for it.
 """
@@ -131,9 +131,9 @@ class Differencer(wiring.Component):
             is_temporal.eq(self.mode == Mode.TEMPORAL),
             zero_point.eq(entry.zero_point),
         ]
-        full = [Signal(name=f"full_{stage}") for stage in range(4)]  # of each stage
+        full = [Signal(name=f"full_{stage}") for stage in range(5)]  # of each stage
         moves = Signal()
-        m.d.comb += moves.eq(~full[3] | self.o.ready)
+        m.d.comb += moves.eq(~full[4] | self.o.ready)
 
         # Where in the tile the next input is.
         channel = Signal(range(config.channels + 1))  # from 1 on
@@ -212,14 +212,14 @@ class Differencer(wiring.Component):
         )
         reference_w, reference_r = references.write_port(), references.read_port()
         places = [address]
-        own: list[Signal] = []  # the input of stages 1 and 2
+        own: list[Signal] = []  # the input of stages 1 to 3
         behind: list[Signal] = []  # whether it is one behind the line
-        for stage in (1, 2):
+        for stage in (1, 2, 3):
             places.append(Signal.like(address, name=f"address_{stage}", reset_less=True))
             own.append(Signal(value, name=f"input_{stage}", reset_less=True))
             behind.append(Signal(name=f"behind_{stage}", reset_less=True))
         turned = Signal(reset_less=True)
-        left = Signal.like(column, reset_less=True)
+        left = [Signal.like(column, name=f"left_{stage}", reset_less=True) for stage in (1, 2)]
         m.d.comb += [reference_r.en.eq(moves), reference_r.addr.eq(address)]
         other: Value = zero_point  # of the spatial difference
         if config.neighbour_depth:
@@ -241,28 +241,34 @@ class Differencer(wiring.Component):
                 m.d.sync += written.eq(neighbour)
             other = Mux(turned, Mux(only, own[1], ring_r.data), zero_point)
 
-        differences = [Signal(delta, name=f"{kind}_2", reset_less=True) for kind in "dts"]
+        # The words of a deep memory come late, so they have a cycle for themselves.
+        reference, neighboured = Signal(value, reset_less=True), Signal(value, reset_less=True)
+        differences = [Signal(delta, name=f"{kind}_3", reset_less=True) for kind in "dts"]
         chosen = Signal(delta, reset_less=True)
         stays = Signal()  # the temporal delta is not applied
         nears = Signal(reset_less=True)  # a zero behind the line will be compared with this input
         magnitude = Signal(config.activation_bits)
         kinds = ("dense", "temporal", "spatial", "behind")
-        counted = {k: Signal(delta, name=f"{k}_3", reset_less=True) for k in kinds}
+        counted = {k: Signal(delta, name=f"{k}_4", reset_less=True) for k in kinds}
         counts_of = {k: Signal(name=f"counts_{k}", reset_less=True) for k in kinds}
         with m.If(moves):
             m.d.sync += [
-                *(full[stage].eq(full[stage - 1]) for stage in range(1, 4)),
+                *(full[stage].eq(full[stage - 1]) for stage in range(1, 5)),
                 own[0].eq(self.i.payload),
                 behind[0].eq(emits),
                 places[1].eq(address),
                 turned.eq(around),
-                left.eq(column),
-                differences[0].eq(own[0] - zero_point),
-                differences[1].eq(own[0] - reference_r.data),
-                differences[2].eq(Mux(behind[0], zero_point, own[0]) - other),
-                behind[1].eq(behind[0]),
-                places[2].eq(places[1]),
-                nears.eq((left <= self.distance) & (left + entry.margin > self.distance)),
+                left[0].eq(column),
+                left[1].eq(left[0]),
+                reference.eq(reference_r.data),
+                neighboured.eq(other),
+                own[2].eq(own[1]),
+                differences[0].eq(own[1] - zero_point),
+                differences[1].eq(own[1] - reference),
+                differences[2].eq(Mux(behind[1], zero_point, own[1]) - neighboured),
+                *(after.eq(now) for now, after in zip(behind, behind[1:], strict=False)),
+                *(after.eq(now) for now, after in zip(places[1:], places[2:], strict=False)),
+                nears.eq((left[1] <= self.distance) & (left[1] + entry.margin > self.distance)),
             ]
             with m.If(full[1]):
                 m.d.sync += own[1].eq(own[0])
@@ -275,8 +281,8 @@ class Differencer(wiring.Component):
                 counted["temporal"].eq(applied),
                 counted["spatial"].eq(differences[2]),
                 counted["behind"].eq(-differences[0]),
-                *(counts_of[kind].eq(full[2] & ~behind[1]) for kind in kinds[:3]),
-                counts_of["behind"].eq(full[2] & ~behind[1] & nears),
+                *(counts_of[kind].eq(full[3] & ~behind[2]) for kind in kinds[:3]),
+                counts_of["behind"].eq(full[3] & ~behind[2] & nears),
             ]
         held = Signal()
         with m.If(self.begin):
@@ -284,10 +290,10 @@ class Differencer(wiring.Component):
         m.d.comb += [
             magnitude.eq(Mux(differences[1] < 0, -differences[1], differences[1])),
             stays.eq(magnitude <= entry.threshold),
-            reference_w.en.eq(moves & full[2] & ~behind[1] & ~(is_temporal & stays)),
-            reference_w.addr.eq(places[2]),
-            reference_w.data.eq(own[1]),
-            self.o.valid.eq(full[3]),
+            reference_w.en.eq(moves & full[3] & ~behind[2] & ~(is_temporal & stays)),
+            reference_w.addr.eq(places[3]),
+            reference_w.data.eq(own[2]),
+            self.o.valid.eq(full[4]),
             self.o.payload.eq(chosen),
         ]
 
@@ -296,7 +302,7 @@ class Differencer(wiring.Component):
         number = {k: Signal(longest, name=f"digits_{k}", reset_less=True) for k in kinds}
         for kind, digits in number.items():
             m.d.sync += digits.eq(0)
-            with m.If(moves & full[3] & counts_of[kind]):
+            with m.If(moves & full[4] & counts_of[kind]):
                 m.d.sync += digits.eq(count_digits(config, counted[kind]))
         m.d.sync += [
             self.dense.eq(self.dense + number["dense"]),
