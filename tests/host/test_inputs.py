@@ -18,6 +18,7 @@ from ditto.host.executor import Executor
 from ditto.host.layers import Linear
 from ditto.host.model import Model
 from ditto.host.program import PlacementError, Program, suggest
+from ditto.sim.board import SimulatedBoard
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 
@@ -173,6 +174,8 @@ def test_too_few_references_are_refused_with_what_is_needed(
         Program(model.layers, model.shapes(), replace(config, reference_depth=1))
 
 
+RULES = {"adaptive": Rule.ADAPTIVE, "defo": Rule.DEFO}
+
 ENTRY = dict.fromkeys(unpack(LayerEntry, bytes(32)), 0) | dict.fromkeys(
     (
         *("in_height", "positions", "in_width", "channels", "out_height", "out_width"),
@@ -234,3 +237,19 @@ def test_a_fixed_rule_is_the_hosts() -> None:
             used.append(device.run(0, Mode.AUTO).mode)
         assert used == [Mode.DENSE.value, Mode.TEMPORAL.value, Mode.TEMPORAL.value]
         assert device.read_decisions(0, 4) == [word, 0, 0, 0]
+
+
+def test_the_generated_hardware_decides_the_same(denoiser_proto: onnx.ModelProto) -> None:
+    model = Model(denoiser_proto)
+    config = suggest(model.layers, model.shapes(), CONFIG)
+    program = Program(model.layers, model.shapes(), config)
+    with Device(SimulatedBoard(config)) as device:
+        executor = Executor(model, program, device, check=True)
+        for name in ("adaptive", "defo"):
+            executor.begin(policy_of(name, executor.costs, has_table=True)(0))
+            for feed in [*steps(3), *swings(2)]:
+                executor.step(feed)
+            # Which mode each run had, and why, was compared with the golden model's counters.
+            words = device.read_decisions(0, 4 * program.decisions)
+            assert all(word % 4 == RULES[name].value for word in words[::4])
+    assert {run.mode for run in executor.runs} == {Mode.DENSE, Mode.TEMPORAL}
