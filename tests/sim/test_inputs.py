@@ -78,9 +78,9 @@ class Steps:
             # The buffer holds what the test before has left.
             for number in range(LAYERS):
                 target.write_inputs(number, self.inputs[number], Mode.DENSE)
-        rules = rng.permutation([Rule.DEFO, Rule.ADAPTIVE, Rule.FIXED, Rule.ADAPTIVE])
-        for number, rule in enumerate(rules):
-            word = pack(Decision, rule=Rule(rule), mode=int(rng.integers(0, 2)))
+        rules = (Rule.DEFO, Rule.ADAPTIVE, Rule.FIXED, Rule.ADAPTIVE)
+        for number, rule in enumerate(rng.permutation(LAYERS).tolist()):
+            word = pack(Decision, rule=rules[rule], mode=int(rng.integers(0, 2)))
             self.same("write_decisions", 4 * number, [int.from_bytes(word, "little"), 0, 0, 0])
 
     def same(self, command: str, *arguments: Any) -> Any:
