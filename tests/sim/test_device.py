@@ -149,6 +149,8 @@ FUZZED = Config(
     clusters=3,
     columns=2,
     accumulator_bits=20,
+    reference_depth=30,
+    neighbour_depth=16,
 )
 
 
