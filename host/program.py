@@ -15,6 +15,7 @@ from ditto.host.layers import Layer, Linear, Product
 from ditto.host.lowering import Lowered, lower, windows
 from ditto.host.narrow import Rest, narrow_layer
 from ditto.sim.golden import shares
+from ditto.sim.spatial import edges
 
 __all__ = ["Band", "Part", "Placement", "PlacementError", "Program", "suggest"]
 
@@ -398,6 +399,10 @@ class Program:
                 "split": plan.split,
                 "skew": skew,
             }
+            margin, lead = edges(entry)
+            if max(margin, lead) < 16:
+                # `spatial` stays 0: the gateware has no such runs yet.
+                entry |= {"margin": margin, "lead": lead}
             bands.append(
                 Band(
                     number=self.entries,

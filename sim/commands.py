@@ -90,7 +90,12 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
         yield body
     while True:
         chance = rng.random()
-        if chance < 0.85:
+        if chance < 0.1:
+            # Alone, random commands hardly ever make a run that is carried out.
+            for header, data in _runs(rng, config):
+                sequence += 1
+                yield _command(sequence, data=data, **header)
+        elif chance < 0.85:
             body = random_command(rng, config, (sequence + 1) % (1 << 16))
             sequence = int.from_bytes(body[:2], "little")
             yield body
@@ -115,27 +120,7 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
     so that commands have to do with each other. Some are damaged: an opcode, mode or space that
     does not exist, an address outside, data that ends within a word.
     """
-    entry = {
-        "in_height": 1,
-        "in_width": rng.randint(1, _POSITIONS),
-        "channels": rng.choice(range(1, _CHANNELS + 1)),
-        "kernel_height": 1,
-        "kernel_width": rng.choice([1, 1, _TAPS]),
-        "stride_y": 1,
-        "stride_x": rng.choice([1, 2]),
-        "dilation_y": 1,
-        "dilation_x": 1,
-        "out_height": 1,
-        "out_width": rng.randint(0, 2),
-        "tiles": rng.choice([1, 1, _TILES]),
-        "weight_base": rng.randint(0, 1),
-        "accumulator_base": rng.choice([_BASE - 1, _BASE]),
-        "split": rng.randint(rng.random() > 0.1, config.clusters + (rng.random() < 0.1)),
-    }
-    entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
-    entry["skew"] = rng.randint(0, max(entry["split"] - 1, 0)) + (rng.random() < 0.05)
-    if config.reference_depth:
-        entry |= _differences(rng, config)
+    entry = _entry(rng, config)
     op = rng.choice([*Opcode, Opcode.WRITE, Opcode.WRITE, Opcode.RUN, Opcode.RUN])
     space = rng.choice([*_SPACES, Space.DELTAS])
     if config.reference_depth and rng.random() < 0.5:
@@ -168,6 +153,49 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
     if rng.random() < 0.05:
         body = body[:2] + rng.randbytes(3) + body[5:]
     return body + (data if op is Opcode.WRITE or rng.random() < 0.1 else b"")
+
+
+def _entry(rng: random.Random, config: Config) -> dict[str, int]:
+    """Make the fields of a layer-table entry, most of which fit together."""
+    entry = {
+        "in_height": 1,
+        "in_width": rng.randint(1, _POSITIONS),
+        "channels": rng.choice(range(1, _CHANNELS + 1)),
+        "kernel_height": 1,
+        "kernel_width": rng.choice([1, 1, _TAPS]),
+        "stride_y": 1,
+        "stride_x": rng.choice([1, 2]),
+        "dilation_y": 1,
+        "dilation_x": 1,
+        "out_height": 1,
+        "out_width": rng.randint(0, 2),
+        "tiles": rng.choice([1, 1, _TILES]),
+        "weight_base": rng.randint(0, 1),
+        "accumulator_base": rng.choice([_BASE - 1, _BASE]),
+        "split": rng.randint(rng.random() > 0.1, config.clusters + (rng.random() < 0.1)),
+    }
+    entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
+    entry["skew"] = rng.randint(0, max(entry["split"] - 1, 0)) + (rng.random() < 0.05)
+    if config.reference_depth:
+        entry |= _differences(rng, config)
+    return entry
+
+
+def _runs(rng: random.Random, config: Config) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Make headers and data that write an entry and run it some times, begun in any way."""
+    entry = _entry(rng, config)
+    address = rng.randrange(config.layers)
+    yield dict(op=Opcode.WRITE, space=Space.LAYERS, address=address), pack(LayerEntry, **entry)
+    count = entry["in_width"] * entry["channels"]
+    for _ in range(rng.randint(1, 4)):
+        # Small changes, so that modes differ in what they take.
+        values = bytes(rng.choice([0, 0, 1, 2, 0x30, 0xFF]) for _ in range(count))
+        space = Space.INPUTS if config.reference_depth and rng.random() < 0.8 else Space.DELTAS
+        modes = [Mode.DENSE, Mode.TEMPORAL]
+        mode = rng.choice([*modes, Mode.AUTO, Mode.AUTO] if space is Space.INPUTS else modes)
+        yield dict(op=Opcode.WRITE, space=space, address=address, mode=mode), values
+        mode = rng.choice([mode, Mode.AUTO])
+        yield dict(op=Opcode.RUN, space=Space.LAYERS, address=address, mode=mode), b""
 
 
 def _differences(rng: random.Random, config: Config) -> dict[str, int]:

@@ -126,7 +126,11 @@ class Shares(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tuple[Shares, ...]:
+def _shares(
+    clusters: int, split: int, skew: int, height: int, width: int, lead: int
+) -> tuple[Shares, ...]:
+    before = lead * split
+    wide = before + width
     found = []
     for share in range(split):
         first = share
@@ -134,7 +138,7 @@ def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tu
         gaps: list[int] = []
         gap = 0
         for y in range(height):
-            row = range(y * width + first, (y + 1) * width, split)
+            row = range(y * wide + first, (y + 1) * wide, split) if first < width else ()
             if row:
                 positions += row
                 gaps += [gap] + [0] * (len(row) - 1)
@@ -144,13 +148,24 @@ def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tu
     return tuple(found[cluster % split] for cluster in range(clusters))
 
 
-def shares(entry: dict[str, int], clusters: int) -> tuple[Shares, ...]:
+def shares(entry: dict[str, int], clusters: int, lead: int = 0) -> tuple[Shares, ...]:
     """Return what each cluster computes of the output positions of an entry.
 
     Cluster ``c`` computes, in output row ``y``, those with
     ``x % split == (c + skew * y) % split``.
+
+    Parameters
+    ----------
+    entry
+        Fields of a :class:`~ditto.hdl.protocol.LayerEntry`.
+    clusters
+        Clusters of the device.
+    lead
+        Virtual rows of each line. The positions are then those of the stretched entry, see
+        :func:`ditto.sim.spatial.stretched`.
     """
-    return _shares(clusters, entry["split"], entry["skew"], entry["out_height"], entry["out_width"])
+    names = ("split", "skew", "out_height", "out_width")
+    return _shares(clusters, *(entry[name] for name in names), lead)
 
 
 @lru_cache(maxsize=1024)
