@@ -114,6 +114,7 @@ class Mode(enum.Enum, shape=8):
 
     DENSE = 0
     TEMPORAL = 1
+    #: No run can have it yet: such a tile and such a run are refused with ``BAD_LAYER``.
     SPATIAL = 2
     #: In a command: what the table of decisions says, for INPUTS; the tile's mode, for RUN.
     AUTO = 3

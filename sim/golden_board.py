@@ -281,7 +281,7 @@ class GoldenBoard:
             or not all(layer[name] for name in _SIZES)
             or any(layer[name] > value for name, value in config.largest.items())
             or layer["skew"] >= layer["split"]
-            or (mode is Mode.SPATIAL and not layer["spatial"])
+            or mode is Mode.SPATIAL
             or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
         ):
             raise CommandError(Status.BAD_LAYER)
