@@ -287,9 +287,9 @@ def page(results: dict[str, Any]) -> str:
         "",
         "Yosys puts defects into a block's netlist, one at a time, and the block's own bench has "
         "to notice; registers and memories begin with anything. Multipliers, columns, array, "
-        "lanes, cluster and engine share the engine's bench, which compares values and counters; that of "
-        "the command machine is the whole device's. The score is the killed mutants among those "
-        "that are not proven equivalent.",
+        "lanes, cluster and engine share the engine's bench, which compares values and counters; "
+        "that of the command machine is the whole device's. The score is the killed mutants among "
+        "those that are not proven equivalent.",
         "",
     ]
     mutated = [results[f"mutation-{bench}"] for bench in BENCHES if f"mutation-{bench}" in results]
