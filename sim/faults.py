@@ -218,6 +218,8 @@ class Defect(StrEnum):
     STATE = "state"
     #: Cycles are counted once too often.
     COUNTER = "counter"
+    #: Bit 4 of the number of references that are read is clear.
+    REFERENCE_ADDRESS = "reference address"
 
 
 class DefectiveDevice(Golden):
@@ -241,6 +243,12 @@ class DefectiveDevice(Golden):
             wrong = self.defect is Defect.LAYER_ADDRESS
             super().write_layers(number & ~2 if wrong else number, [entry])
 
+    def begin_inputs(self, entry: int, mode: Mode) -> Mode:
+        """Begin a tile of inputs."""
+        if self.defect is Defect.REFERENCE_ADDRESS:
+            self._references = self._references[np.arange(len(self._references)) & ~16]
+        return super().begin_inputs(entry, mode)
+
     def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
         """Write words into a weight bank."""
         last = self._weights[-1, -1, -1]
@@ -263,6 +271,8 @@ class DefectiveDevice(Golden):
                 self._deltas = deltas.copy()
                 self._deltas.flat[3 * self.config.item_depth // self.config.digits // 4 :] = 0
         counters = super().run(entry, Mode.DENSE if self.defect is Defect.STATE else mode)
+        if self.defect is Defect.STATE:
+            counters = counters._replace(mode=mode.value)
         words = self._accumulators
         match self.defect:
             case Defect.ACCUMULATOR_BIT:
