@@ -116,17 +116,17 @@ class _Watch:
         self.inner = inner
         self._tally, self._clock = tally, clock
         self._last = b""
-        self._faults = -1
+        self._before = -1
         self._start = 0.0
 
     def write(self, data: bytes) -> None:
         if data == self._last:
             self._tally.resent += 1
-            self._tally.unsynchronized += self._faults == self.inner.faults
+            self._tally.unsynchronized += self._before == self.inner.disturbances
         else:
             self._tally.commands += 1
             self._start = self._clock.now
-        self._last, self._faults = data, self.inner.faults
+        self._last, self._before = data, self.inner.disturbances
         self.inner.write(data)
 
     def read(self, size: int, timeout: float) -> bytes:

@@ -112,6 +112,11 @@ class FaultyTransport:
         """Number of faults so far."""
         return self.kinds.total()
 
+    @property
+    def disturbances(self) -> int:
+        """Grows whenever a fault has an effect: swapped bytes have two, maybe in two frames."""
+        return self._to.disturbances + self._from.disturbances + self.kinds["stall"]
+
     def write(self, data: bytes) -> None:
         """Send what the faults leave of ``data``."""
         self._inner.write(self._to.carry(data))
@@ -148,6 +153,7 @@ class _Line:
         self._whether, self._how = random.Random(seed), random.Random(f"{seed}, how")
         names, values = zip(*vars(rates).items(), strict=True)
         self._ends = list(zip(names, accumulate(values), strict=True))
+        self.disturbances = 0
         self._held = b""  # to come after the next byte
         self._is_cut = False
 
@@ -169,8 +175,7 @@ class _Line:
             else:
                 out.append(byte)
             if self._held:
-                # Counted where it arrives, which may be in the next frame.
-                self._kinds["swap"] += len(self._held)
+                self.disturbances += 1  # maybe of the next frame
                 out += self._held
                 self._held = b""
         return bytes(out)
@@ -178,7 +183,8 @@ class _Line:
     def _spoil(self, byte: int, chance: float, out: bytearray) -> bool:
         """Do something to a byte; tell whether one is through."""
         kind = next(name for name, end in self._ends if chance < end)
-        self._kinds[kind] += kind != "swap"
+        self._kinds[kind] += 1
+        self.disturbances += 1
         match kind:
             case "flip":
                 out.append(byte ^ 1 << self._how.randrange(8))

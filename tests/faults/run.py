@@ -83,15 +83,15 @@ def main() -> None:
         options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     start = time.monotonic()
-    with SimulatedBoard(CONFIG) as board:
-        tally = disturb(board, options.gateware, seed=options.seed)
-        report["boards"].append(facts("gateware", tally, start))
+    tally = disturb(GoldenBoard(CONFIG), options.faults, seed=options.seed)
+    report["boards"].append(facts("golden model", tally, start))
     save()
     report["image"] = images(options.images)
     save()
     start = time.monotonic()
-    tally = disturb(GoldenBoard(CONFIG), options.faults, seed=options.seed)
-    report["boards"].append(facts("golden model", tally, start))
+    with SimulatedBoard(CONFIG) as board:
+        tally = disturb(board, options.gateware, seed=options.seed)
+        report["boards"].append(facts("gateware", tally, start))
     save()
 
 
