@@ -284,7 +284,7 @@ class BoardBuilder:
         TimingError
             If it is too slow with every seed.
         ToolError
-            If a tool fails, place and route with every seed, or takes too long.
+            If a tool fails or takes too long; place and route, if it does so with every seed.
         """
         utilization = self.utilization()
         runs: list[tuple[Routed, bytes]] = []
@@ -292,9 +292,10 @@ class BoardBuilder:
         for seed in seeds:
             try:
                 runs.append(self._place(seed))
-            except TimeLimitError:
-                raise
             except ToolError as error:
+                # Where the first takes too long, so would all.
+                if isinstance(error, TimeLimitError) and not runs:
+                    raise
                 # In a full part, not every seed finds places and routes for everything.
                 failed[seed] = error
         if not runs:

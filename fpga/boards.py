@@ -34,7 +34,8 @@ class Board:
     frequency
         Frequency of the core's clock, in Hz; place and route aims a tenth above.
     baud
-        Fastest standard rate of the serial line, in bits per second.
+        Fastest rate of the serial line that its bridge does and operating systems have a name
+        for, in bits per second; these names end at 4,000,000.
     bridge
         What stands between the serial line and the computer.
     config
@@ -45,6 +46,8 @@ class Board:
         Name and number of the serial line.
     loader
         Options of openFPGALoader; none if it does not know the board.
+    processor
+        Name of a board with a processor among Vivado's board files.
     note
         What else its user must know.
     is_simulated_as_netlist
@@ -61,6 +64,7 @@ class Board:
     leds: tuple[str, ...] = ()
     uart: tuple[str, int] = ("uart", 0)
     loader: tuple[str, ...] = ()
+    processor: str = ""
     note: str = ""
     is_simulated_as_netlist: bool = False
 
@@ -137,14 +141,14 @@ def _ulx3s(size: str, config: Config) -> Board:
 
 
 _WITH_PROCESSOR = (
-    "For a block design with the processor, `ditto generate --interface axi` writes the device "
-    "with AXI ports, and `ditto.host.axi` drives it."
+    "For PYNQ, `ditto build` writes the device with AXI ports, too, and `overlay.tcl`, of which "
+    "Vivado makes `ditto.bit` and `ditto.hwh`; `ditto.host.axi` drives it."
 )
 
 _UP5K = Config(
     clusters=1,
     lanes=1,
-    columns=4,
+    columns=6,
     digit_bits=9,
     accumulator_bits=24,
     weight_rows=16384,
@@ -156,19 +160,23 @@ _UP5K = Config(
     layers=16,
     frame_bytes=512,
 )
+_BL_NOTE = (
+    "The rates of the serial line depend on the firmware of its bridge: if the link is not sound, "
+    "build with `--baud 1000000`, and give that to the driver, too."
+)
 _GW1N9 = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
 
 BOARDS: Mapping[str, Board] = {
     "ulx3s-12f": _ulx3s("12F", _SMALL),
     "ulx3s-25f": _ulx3s("25F", _SMALL),
     "ulx3s-45f": _ulx3s("45F", _MIDDLE),
-    "ulx3s-85f": _ulx3s("85F", demo),
+    "ulx3s-85f": replace(_ulx3s("85F", demo), is_simulated_as_netlist=True),
     "ecpix5-45f": Board(
         title="ECPIX-5 45F",
         platform="amaranth_boards.ecpix5:ECPIX545Platform",
         family=ECP5,
         frequency=75_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=_MIDDLE,
         leds=("rgb_led/0/g", "rgb_led/1/b", "rgb_led/2/r"),
@@ -179,7 +187,7 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.ecpix5:ECPIX585Platform",
         family=ECP5,
         frequency=75_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=demo,
         leds=("rgb_led/0/g", "rgb_led/1/b", "rgb_led/2/r"),
@@ -224,7 +232,7 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.versa_ecp5:VersaECP5Platform",
         family=ECP5,
         frequency=75_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=_MIDDLE,
         leds=("led/0", "led/1", "led/2"),
@@ -235,11 +243,16 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.icebreaker:ICEBreakerPlatform",
         family=ICE40,
         frequency=24_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
+        note="Six of the eight multiplier blocks are used, here and on the iCESugar: in each "
+        "cycle, the four single-port memories of 16 bits give a work item and 48 bits of weights. "
+        "For models with weights of 6 bits, `--columns 8 --weight-bits 6 --accumulator-bits 20` "
+        "fills all eight.",
+        is_simulated_as_netlist=True,
     ),
     "icesugar": Board(
         title="iCESugar",
@@ -256,41 +269,44 @@ BOARDS: Mapping[str, Board] = {
         title="Tang Nano 9K",
         platform="amaranth_boards.tang_nano_9k:TangNano9kPlatform",
         family=GOWIN,
-        frequency=40_500_000,
+        frequency=54_000_000,
         baud=3_000_000,
         bridge="BL702",
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano9k"),
+        note=_BL_NOTE,
     ),
     "tang-primer-20k": Board(
         title="Tang Primer 20K, dock",
         platform="amaranth_boards.tang_primer_20k:TangPrimer20kDockPlatform",
         family=GOWIN,
-        frequency=54_000_000,
+        frequency=81_000_000,
         baud=3_000_000,
         bridge="BL702",
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangprimer20k"),
+        note=_BL_NOTE,
     ),
     "tang-nano-20k": Board(
         title="Tang Nano 20K",
         platform="ditto.fpga.platforms:TangNano20kPlatform",
         family=GOWIN,
-        frequency=54_000_000,
+        frequency=81_000_000,
         baud=3_000_000,
         bridge="BL616",
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano20k"),
+        note=_BL_NOTE,
     ),
     "arty-a7-35t": Board(
         title="Arty A7-35T",
         platform="amaranth_boards.arty_a7:ArtyA7_35Platform",
         family=XILINX,
         frequency=50_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=_MIDDLE,
         leds=("led/0", "led/1", "led/2"),
@@ -301,7 +317,7 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.arty_a7:ArtyA7_100Platform",
         family=XILINX,
         frequency=50_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=demo,
         leds=("led/0", "led/1", "led/2"),
@@ -312,7 +328,7 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.nexys4ddr:Nexys4DDRPlatform",
         family=XILINX,
         frequency=50_000_000,
-        baud=3_000_000,
+        baud=4_000_000,
         bridge="FT2232H",
         config=demo,
         leds=("led/0", "led/1", "led/2"),
@@ -328,6 +344,7 @@ BOARDS: Mapping[str, Board] = {
         config=demo,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "zybo_z7_20"),
+        processor="zybo-z7-20",
         note="The serial line is at Pmod JE: pin 1 is the board's output, pin 2 its input. "
         + _WITH_PROCESSOR,
     ),
@@ -341,6 +358,7 @@ BOARDS: Mapping[str, Board] = {
         config=demo,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "pynq_z2"),
+        processor="pynq-z2",
         note="The serial line is at Pmod A: pin 1 is the board's output, pin 2 its input. "
         + _WITH_PROCESSOR,
     ),

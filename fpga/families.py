@@ -91,8 +91,10 @@ ICE40 = Family(
     gateware=Ice40,
     clock=Ice40Clock,
     # Yosys drops the top bit of the lanes' sums, and then does not take what is left of their
-    # initial value into a multiplier block. Nothing depends on it.
-    synthesis="setattr -unset init */w:total; synth_ice40 -device u -dsp -noabc9",
+    # initial value into a multiplier block. Nothing depends on it. The FPGA is full: fewer LUTs are
+    # worth more than paths (in ps, without the wires) that are shorter than the clock needs.
+    synthesis="setattr -unset init */w:total; scratchpad -set abc9.D 30000; "
+    "scratchpad -copy abc9.script.flow3 abc9.script; synth_ice40 -device u -dsp",
     nextpnr="nextpnr-ice40",
     constraints="top.pcf",
     routed="top.asc",

@@ -29,6 +29,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.top import Top
 
 __all__ = [
+    "AXI_NAME",
     "GenerateError",
     "builtin_yosys",
     "convert",
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 _NAME = "ditto"
-_AXI_NAME = "ditto_axi"
+AXI_NAME = "ditto_axi"
+"""Name of the top module behind AXI."""
 
 _PORTS = (
     ("clk", "input", 1, "Clock; everything happens at its rising edge."),
@@ -152,7 +154,7 @@ def manifest(config: Config, text: str, *, axi: bool = False) -> dict[str, Any]:
         Whether it is behind AXI.
     """
     return {
-        "name": _AXI_NAME if axi else _NAME,
+        "name": AXI_NAME if axi else _NAME,
         "digest": config.digest.hex(),
         "parameters": asdict(config),
         "derived": {name: getattr(config, name) for name in _DERIVED},
@@ -255,7 +257,7 @@ def write(
                 raise IsADirectoryError(f"{path} is a folder")
         tempfile.TemporaryFile(dir=output.parent).close()
         if axi:
-            text = convert(AxiDevice(config), platform, _AXI_NAME)
+            text = convert(AxiDevice(config), platform, AXI_NAME)
         else:
             text = (rtlil if output.suffix == ".il" else verilog)(config, platform)
         content = json.dumps(manifest(config, text, axi=axi), indent=2) + "\n"

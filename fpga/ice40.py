@@ -3,12 +3,13 @@
 from typing import Any
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
-from amaranth.lib import memory
+from amaranth.lib import data, memory
 
 from ditto.hdl.adder import SelectAdder
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.multiplier import word_of
+from ditto.hdl.register import OwnRegister
 
 __all__ = ["Ice40"]
 
@@ -34,6 +35,21 @@ class Ice40:
         """Build a :class:`~ditto.hdl.adder.SelectAdder` as Yosys finds it in a SB_MAC16."""
         m = Module()
         m.d.comb += adder.o.eq(adder.a + Mux(adder.select, adder.b, adder.c) + adder.carry)
+        return m
+
+    def get_own_register(self, register: OwnRegister) -> Module:
+        """Build an :class:`~ditto.hdl.register.OwnRegister`, where a cluster can tell.
+
+        What a layer is stays as it is while a cluster works on it, and only what it is told to do
+        has to come a cycle late: the rest of the registers would take a thirtieth of the FPGA.
+        """
+        m = Module()
+        if isinstance(register.i, data.View):
+            m.d.comb += Value.cast(register.o).eq(Value.cast(register.i))
+        else:
+            held = Signal.like(register.i, name="held", reset_less=True)
+            m.d.sync += held.eq(register.i)
+            m.d.comb += register.o.eq(held)
         return m
 
     def get_memory(self, storage: memory.Memory) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ditto.fpga.boards import board_of
 from ditto.fpga.generate import builtin_yosys
+from ditto.fpga.overlay import overlay_files
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
 from ditto.host.output import OutputFile
@@ -23,6 +24,8 @@ def write(
     baud: int | None = None,
 ) -> list[Path]:
     """Write the project of a board, as Amaranth makes it, and a manifest.
+
+    For a board with a processor, the files of an overlay are among them.
 
     Nothing here can tell whether the device fits the board and meets its clock: the vendor's tools
     do.
@@ -62,9 +65,14 @@ def write(
         top = BoardTop(board, config, **rates, build=build)
         with builtin_yosys():
             plan = board.open_platform(config).prepare(top, name="top", emit_src=False)
+        texts = dict(plan.files)
+        if board.processor:
+            texts |= overlay_files(
+                board.processor, config, frequency=rates["frequency"], build=build
+            )
         files = {
             name: content if isinstance(content, bytes) else content.encode()
-            for name, content in plan.files.items()
+            for name, content in texts.items()
             if not name.endswith((".debug.v", ".json"))
         }
         everything = b"\0".join(files[name] for name in sorted(files))

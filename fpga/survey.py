@@ -1,14 +1,17 @@
 """What is known of the boards: the builds of their default devices, and the page about them.
 
 ``python -m ditto.fpga.survey BOARD...`` builds boards and keeps the figures in ``builds.json``,
-beside this module; ``--image`` counts what crosses the link for an image of the demo, and keeps
-that in ``traffic.json``.
+beside this module; with ``--fit``, it finds the largest arrays and keeps them in ``largest.json``.
+``--image`` counts what crosses the link for an image of the demo, and keeps that in
+``traffic.json``.
 """
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -16,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ditto.fpga.boards import BOARDS, Board
-from ditto.hdl.config import demo
+from ditto.hdl.config import Config, demo
 from ditto.host.model import Model
 from ditto.host.program import PlacementError, Program
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.traffic import measure, seconds
 from ditto.sim.golden_board import GoldenBoard
 
-__all__ = ["Proof", "build_of", "image_traffic", "page", "proofs_of"]
+__all__ = ["Proof", "build_of", "image_traffic", "largest_of", "page", "proofs_of"]
 
 
 class Proof(StrEnum):
@@ -52,6 +55,16 @@ def build_of(name: str) -> dict[str, Any] | None:
     ):
         return None
     return build
+
+
+def largest_of(name: str) -> dict[str, Any] | None:
+    """Return the figures of the largest array; none if it was not looked for in today's device."""
+    found = _kept("largest.json").get(name)
+    board = BOARDS[name]
+    if found is None or found["clock_hz"] != board.frequency:
+        return None
+    array = {key: found[key] for key in ("clusters", "columns")}
+    return found if replace(board.config, **array).digest.hex() == found["digest"] else None
 
 
 def proofs_of(name: str) -> list[Proof]:
@@ -92,6 +105,7 @@ def page() -> str:
             [row for name in BOARDS for row in _build_row(name)],
         ),
         _tools(),
+        *_largest(),
         "## What fits, and how long an image takes",
         _images(),
         "## Notes",
@@ -150,12 +164,35 @@ def _build_row(name: str) -> list[tuple[object, ...]]:
     if build is None:
         return []
     speeds = sorted(min(clocks.values()) for clocks in build["fmax_mhz"].values())
-    cells = ", ".join(
-        f"{n['used']:,} of {n['available']:,} {cell}" for cell, n in build["utilization"].items()
-    )
     found = " / ".join(f"{mhz:.1f}" for mhz in (speeds[0], speeds[len(speeds) // 2], speeds[-1]))
     seeds = ", ".join(build["fmax_mhz"])
+    cells = _cells(build["utilization"])
     return [(BOARDS[name].title, cells, found, f"{build['clock_hz'] / 1e6:g}", seeds)]
+
+
+def _largest() -> list[str]:
+    """Say which arrays `--fit` has found."""
+    rows = []
+    for name, board in BOARDS.items():
+        found = largest_of(name)
+        if found is not None:
+            speeds = [min(clocks.values()) for clocks in found["fmax_mhz"].values()]
+            array = f"{found['clusters']} × {board.config.lanes} × {found['columns']}"
+            cells = _cells(found["utilization"])
+            rows.append((board.title, array, cells, f"{max(speeds):.1f}", f"{found['seconds']:,}"))
+    if not rows:
+        return []
+    return [
+        "The largest arrays that `ditto build NAME --fit` has found, with the other parameters of "
+        "the default device, and the seconds that it took on one core of a server:",
+        _table(("board", "array", "cells", "highest MHz", "seconds"), rows),
+    ]
+
+
+def _cells(utilization: dict[str, dict[str, int]]) -> str:
+    return ", ".join(
+        f"{n['used']:,} of {n['available']:,} {cell}" for cell, n in utilization.items()
+    )
 
 
 def _images() -> str:
@@ -237,34 +274,61 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+_FACTS = ("digest", "clock_hz", "fmax_mhz", "utilization", "tools", "bitstream_sha256")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build boards and keep the figures."""
     from ditto.fpga.bitstream import SEEDS, BoardBuilder
+    from ditto.fpga.largest import largest
     from ditto.fpga.tools import ToolError
 
     parser = argparse.ArgumentParser(prog="python -m ditto.fpga.survey", description=main.__doc__)
     parser.add_argument("board", nargs="*", metavar="BOARD")
+    parser.add_argument("--fit", action="store_true", help="find the largest arrays")
+    parser.add_argument("--fit-seconds", type=float, default=7200.0, metavar="S")
     parser.add_argument("--image", action="store_true", help="count what an image takes")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), metavar="N,...")
     options = parser.parse_args(arguments)
-    folder = Path(str(files("ditto.fpga").joinpath("")))
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     if options.image:
         text = json.dumps(image_traffic(50), indent=1) + "\n"
-        (folder / "traffic.json").write_text(text, "utf-8")
-    path = folder / "builds.json"
+        _file("traffic.json").write_text(text, "utf-8")
     failed = False
     for name in options.board:
+
+        def make(config: Config, timeout: float, name: str = name) -> BoardBuilder:
+            return BoardBuilder(name, config, timeout=timeout, progress=print)
+
+        start = time.monotonic()
         try:
-            builder = BoardBuilder(name, progress=print)
-            facts = builder.build([int(seed) for seed in options.seeds.split(",")]).facts
+            if options.fit:
+                config = BOARDS[name].config
+                config, built = largest(make, config, seeds, seconds=options.fit_seconds)
+                found = {
+                    "clusters": config.clusters,
+                    "columns": config.columns,
+                    "seconds": round(time.monotonic() - start),
+                }
+                _keep("largest.json", name, found | {key: built.facts[key] for key in _FACTS})
+            else:
+                facts = make(BOARDS[name].config, 3600.0).build(seeds).facts
+                _keep("builds.json", name, {key: facts[key] for key in _FACTS})
         except ToolError as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
-            continue
-        kept = ("digest", "clock_hz", "fmax_mhz", "utilization", "tools", "bitstream_sha256")
-        builds = json.loads(path.read_text("utf-8")) | {name: {key: facts[key] for key in kept}}
-        path.write_text(json.dumps(dict(sorted(builds.items())), indent=1) + "\n", "utf-8")
     return failed
+
+
+def _keep(file: str, name: str, facts: dict[str, Any]) -> None:
+    """Keep the figures of a board, beside those of the others."""
+    path = _file(file)
+    kept = json.loads(path.read_text("utf-8")) | {name: facts}
+    path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
+
+
+def _file(name: str) -> Path:
+    return Path(str(files("ditto.fpga").joinpath(name)))
 
 
 if __name__ == "__main__":

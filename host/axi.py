@@ -5,7 +5,7 @@ Both take what PYNQ has, ``pynq.MMIO`` and ``pynq.lib.dma.DMA``, or anything lik
     from pynq import Overlay, allocate
     overlay = Overlay("ditto.bit")
     link = RegisterLink(overlay.ditto.mmio)             # byte by byte
-    link = DmaLink(overlay.ditto.mmio, overlay.dma, allocate)
+    link = DmaLink(overlay.ditto.mmio, overlay.dma, lambda size: allocate(size, "u1"))
     device = Device(link)
 """
 

@@ -111,7 +111,7 @@ def _boards(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ditto.fpga.boards import BOARDS
-    from ditto.fpga.survey import page, proofs_of
+    from ditto.fpga.survey import Proof, page, proofs_of
     from ditto.host.output import OutputFile
 
     if options.page:
@@ -119,25 +119,28 @@ def _boards(options: argparse.Namespace) -> int:
             output.write(page().encode())
         print(f"wrote {options.page}")
         return 0
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for head in ("name", "board", "FPGA"):
-        table.add_column(head)
+    proofs = [proof for proof in Proof if proof is not Proof.SIMULATED]
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in ("name", "FPGA"):
+        table.add_column(head, no_wrap=True)
     for head in ("MHz", "Mbit/s", "array"):
-        table.add_column(head, justify="right")
-    table.add_column("proven")
+        table.add_column(head, justify="right", no_wrap=True)
+    for proof in proofs:
+        table.add_column(proof.replace("-", "-\n"))
     for name, board in BOARDS.items():
         config = board.config
+        proven = proofs_of(name)
         table.add_row(
             name,
-            board.title,
             board.family.name,
             f"{board.frequency / 1e6:g}",
             f"{board.baud / 1e6:g}",
             f"{config.clusters} x {config.lanes} x {config.columns}",
-            ", ".join(proofs_of(name)[-2:]),
+            *("yes" if proof in proven else "-" for proof in proofs),
         )
     open_console().print(table)
-    print("array: clusters x lanes x columns of the default device; none ran on hardware yet")
+    print("array: clusters x lanes x columns of the default device")
+    print("The gateware of all is simulated; none ran on hardware yet.")
     return 0
 
 
@@ -207,8 +210,13 @@ def _write_project(options: argparse.Namespace, config: Any, frequency: int | No
     """Write the project of a board whose tools are the vendor's."""
     from ditto.fpga.project import write
 
-    files = write(options.board, config, options.output, frequency=frequency, baud=options.baud)
+    folder = options.output
+    files = write(options.board, config, folder, frequency=frequency, baud=options.baud)
     print(f"wrote {', '.join(str(path) for path in files)}")
+    print("next, with the vendor's tools on the PATH:")
+    print(f"  cd {folder} && sh build_top.sh")
+    if folder / "overlay.tcl" in files:
+        print(f"or, for PYNQ:\n  cd {folder} && vivado -mode batch -source overlay.tcl")
     return 0
 
 

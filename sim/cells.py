@@ -5,7 +5,7 @@ defined, a model gives what nobody can want, such as the complement of the store
 that a model does not know refers to a module that does not exist, which Yosys refuses.
 """
 
-__all__ = ["ECP5_CELLS", "ICE40_CELLS"]
+__all__ = ["ECP5_CELLS", "ICE40_CELLS", "SPRAM"]
 
 
 def _ports(direction: str, name: str, count: int) -> str:
@@ -165,7 +165,7 @@ endmodule
 """
 
 
-ICE40_CELLS = """
+SPRAM = """
 // 16384 words of 16 bits, of which one is read or written in a cycle.
 module SB_SPRAM256KA(
   input [13:0] ADDRESS,
@@ -187,7 +187,12 @@ module SB_SPRAM256KA(
           memory[ADDRESS][index] <= DATAIN[index];
     end
 endmodule
+"""
+"""The single-port memory of an iCE40 UltraPlus (Lattice FPGA-TN-02022)."""
 
+ICE40_CELLS = (
+    SPRAM
+    + """
 // The clock of the simulation stands for the one that the PLL makes, stable from the start.
 module SB_PLL40_PAD(
   input PACKAGEPIN, EXTFEEDBACK, BYPASS, RESETB, LATCHINPUTVALUE, SDI, SCLK,
@@ -218,3 +223,4 @@ module SB_IO(
   endgenerate
 endmodule
 """
+)

@@ -73,7 +73,7 @@ class FakeTool:
         if "--pack-only" not in arguments:
             mhz = self.bench.speeds[int(arguments[arguments.index("--seed") + 1])]
             if not mhz:
-                raise ToolError("no route")
+                raise self.bench.failure
             for name in ("top.config", "top.asc", "top.pnr.json"):
                 (folder / name).write_text(f"{arguments}")
         for option, name in (("--lpf", "top.lpf"), ("--pcf", "top.pcf")):
@@ -90,6 +90,7 @@ class Bench:
         self.calls: list[tuple[str, list[str]]] = []
         self.speeds = {1: 70.0, 2: 80.0, 3: 75.0}
         self.cells = {"DP16KD": (30, 56), "MULT18X18D": (20, 28), "EHXPLLL": (1, 2)}
+        self.failure = ToolError("no route")
         self.rtlil = self.constraints = ""
 
 
@@ -161,6 +162,18 @@ def test_a_seed_without_a_route(bench: Bench) -> None:
     bench.speeds[2] = 0.0
     with pytest.raises(ToolError, match="no route"):
         BoardBuilder("ulx3s-12f", SMALL, frequency=50_000_000).build((1, 2))
+
+
+def test_a_seed_that_takes_too_long(bench: Bench) -> None:
+    bench.failure = TimeLimitError("nextpnr has not finished")
+    bench.speeds = {1: 70.0, 2: 0.0, 3: 72.0}
+    made = BoardBuilder("ulx3s-12f", SMALL).build((1, 2, 3))
+    assert (made.facts["seed"], made.facts["failed_seeds"]) == (3, [2])
+    # Where the first does, the others are not tried.
+    bench.calls.clear()
+    with pytest.raises(TimeLimitError):
+        BoardBuilder("ulx3s-12f", SMALL).build((2, 1, 3))
+    assert sum("--seed" in arguments for _, arguments in bench.calls) == 1
 
 
 def test_too_big_a_device_is_not_placed(bench: Bench) -> None:

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +89,13 @@ def test_boards_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     for name in BOARDS:
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        assert str(proofs_of(name)[-1]) in line
+        marks = [
+            "yes" if proof in proofs_of(name) else "-" for proof in (Proof.BUILT, Proof.NETLIST)
+        ]
+        assert line.split()[-2:] == marks
     assert "none ran on hardware" in out
+    # A terminal of 80 columns shows each board in one line.
+    assert max(len(line.rstrip()) for line in out.splitlines() if " x " in line) < 80
 
 
 def test_build_writes_bitstream_report_and_manifest(
@@ -211,6 +218,7 @@ def test_program_without_the_loader(
     [
         ("arty-a7-35t", "top.xdc", ["set_property LOC A9", "create_clock", "PLLE2_BASE"]),
         ("de10-nano", "top.qsf", ["PIN_V11", "PIN_AG13", "5CSEBA6U23I7"]),
+        ("zybo-z7-20", "top.xdc", ["set_property LOC V12", "module ditto_axi(", "*:zybo-z7-20:"]),
     ],
 )
 def test_project_of_a_vendor(
@@ -223,7 +231,8 @@ def test_project_of_a_vendor(
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         status, out, _ = run(capsys, "build", name, "-o", folder, *TINY)
-        assert status == 0 and "top.v" in out
+        assert status == 0 and "top.v" in out and f"cd {folder} && sh build_top.sh" in out
+        assert ("vivado -mode batch -source overlay.tcl" in out) == name.startswith("zybo")
     files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
     assert files[0] == files[1]
     text = b"\n".join(files[0].values()).decode()
@@ -253,6 +262,30 @@ def test_builds_that_are_kept_meet_their_clocks() -> None:
                 assert numbers["used"] <= numbers["available"]
 
 
+def test_survey_keeps_its_figures(
+    builder: type[FakeBuilder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "builds.json", "largest.json":
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "traffic.json").write_text((ROOT / "fpga/traffic.json").read_text())
+    monkeypatch.setattr(survey, "_file", lambda name: tmp_path / name)
+    monkeypatch.setattr(survey, "_kept", lambda name: json.loads((tmp_path / name).read_text()))
+    assert survey.largest_of("ulx3s-12f") is None
+    assert survey.main(["ulx3s-12f", "--seeds", "3"]) == 0
+    assert survey.main(["ulx3s-12f", "--fit", "--seeds", "3"]) == 0
+    assert survey.build_of("ulx3s-12f") is not None
+    found = survey.largest_of("ulx3s-12f")
+    assert found is not None and (found["clusters"], found["columns"]) == (1, 16)
+    assert "| ULX3S 12F | 1 × 2 × 16 | 3 of 56 DP16KD | 70.0 | " in page()
+    # What was found for another device says nothing of today's.
+    board = BOARDS["ulx3s-12f"]
+    other = replace(board, config=replace(board.config, positions=64))
+    monkeypatch.setattr(survey, "BOARDS", {**BOARDS, "ulx3s-12f": other})
+    assert survey.largest_of("ulx3s-12f") is None and survey.build_of("ulx3s-12f") is None
+    monkeypatch.setattr(builder, "error", TimingError([RUN], 80.0))
+    assert survey.main(["ulx3s-12f"]) == 1
+
+
 def own_board() -> Board:
     """Return the board of the page, as its reader would write it."""
     text = (ROOT / "docs/boards.md").read_text()
@@ -268,6 +301,32 @@ def test_own_board_has_pins() -> None:
     board = own_board()
     board.check_rates(board.frequency, board.baud)
     assert board.open_platform(board.config).lookup(*board.uart)
+
+
+@pytest.mark.parametrize("name", ["icebreaker", "pynq-z2"])
+def test_designs_do_not_depend_on_chance(name: str) -> None:
+    """Python's sets and hashes differ from process to process; designs must not."""
+    script = (
+        "import sys; from ditto.fpga.boards import BOARDS; from ditto.fpga.top import BoardTop; "
+        "from ditto.hdl.config import Config; board = BOARDS[sys.argv[1]]; "
+        "config = Config(clusters=1, lanes=1, columns=2, channels=8, layers=8, positions=16); "
+        "top = BoardTop(board, config, frequency=board.frequency, baud=board.baud); "
+        "plan = board.open_platform(config).prepare(top, name='top', emit_src=False); "
+        "print(sorted((k, v) for k, v in plan.files.items() if k.endswith(sys.argv[2])))"
+    )
+    suffix = ".v" if BOARDS[name].family.is_vendor else ".il"
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", script, name, suffix],
+            env={**os.environ, "PYTHONHASHSEED": seed, "AMARANTH_USE_YOSYS": "builtin"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert len(made[0]) > 10_000 and made[0] == made[1]
 
 
 @pytest.mark.slow

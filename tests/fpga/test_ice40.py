@@ -8,24 +8,12 @@ from ditto.hdl.config import Config
 from ditto.host.device import Device
 from ditto.host.selftest import selftest
 from ditto.sim.board import SimulatedBoard
+from ditto.sim.cells import SPRAM
 
-# What the cells do, as Lattice FPGA-TN-02002 and FPGA-TN-02022 tell. A write gives out garbage.
-CELLS = """
-module SB_SPRAM256KA (
-  input [13:0] ADDRESS, input [15:0] DATAIN, input [3:0] MASKWREN,
-  input WREN, CHIPSELECT, CLOCK, STANDBY, SLEEP, POWEROFF, output reg [15:0] DATAOUT);
-  reg [15:0] words [0:16383];
-  wire on = POWEROFF & ~SLEEP & ~STANDBY & CHIPSELECT;
-  integer i;
-  always @(posedge CLOCK) if (on) begin
-    if (WREN) begin
-      for (i = 0; i < 4; i = i + 1)
-        if (MASKWREN[i]) words[ADDRESS][4*i +: 4] <= DATAIN[4*i +: 4];
-      DATAOUT <= 16'hbaad;
-    end else DATAOUT <= words[ADDRESS];
-  end
-endmodule
-
+# A block memory read at the falling edge, as Lattice FPGA-TN-02002 tells.
+CELLS = (
+    SPRAM
+    + """
 module SB_RAM40_4KNR #(parameter READ_MODE = 1, WRITE_MODE = 1) (
   output reg [15:0] RDATA, input RCLKN, RCLKE, RE, input [10:0] RADDR,
   input WCLK, WCLKE, WE, input [10:0] WADDR, input [15:0] MASK, WDATA);
@@ -36,6 +24,7 @@ module SB_RAM40_4KNR #(parameter READ_MODE = 1, WRITE_MODE = 1) (
     words[WADDR[7:0]] <= WDATA & ~MASK | words[WADDR[7:0]] & MASK;
 endmodule
 """
+)
 
 
 @pytest.mark.parametrize(
