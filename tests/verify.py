@@ -60,6 +60,9 @@ EXPLAINED = {
     r"-wire \\?(zero|narrow|wide|counters|stall\w*|cycles) -wirebit (1[2-9]|[2-9]\d|\d{3})$": (
         "an upper bit of a counter, which a bench does not count up to"
     ),
+    r"^-mode const1 .*-wire \\\$signature__en": (
+        "writes the place of the next byte too early, which is written again before it is read"
+    ),
 }
 
 
@@ -286,10 +289,10 @@ def page(results: dict[str, Any]) -> str:
         "## Mutation",
         "",
         "Yosys puts defects into a block's netlist, one at a time, and the block's own bench has "
-        "to notice; registers and memories begin with anything. Multipliers, columns, array, lanes, "
-        "cluster and engine share the engine's bench, which compares values and counters; that of "
-        "the command machine is the whole device's. The score is the killed mutants among those "
-        "that are not proven equivalent.",
+        "to notice; registers and memories begin with anything. Multipliers, columns, array, "
+        "lanes, cluster and engine share the engine's bench, which compares values and counters; "
+        "that of the command machine is the whole device's. The score is the killed mutants among "
+        "those that are not proven equivalent.",
         "",
     ]
     mutated = [results[f"mutation-{bench}"] for bench in BENCHES if f"mutation-{bench}" in results]
@@ -326,7 +329,12 @@ def page(results: dict[str, Any]) -> str:
         "`tests/fpga/lint.vlt`.",
     ):
         lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
+    total = sum(result.get("processor", result["seconds"]) for result in results.values())
     lines += [
+        "",
+        "## Time",
+        "",
+        f"What is on this page took {total} processor seconds; two cores have 7200 in an hour.",
         "",
         "## Not measured yet",
         "",
