@@ -160,10 +160,17 @@ _UP5K = Config(
     layers=16,
     frame_bytes=512,
 )
-_BL_NOTE = (
-    "The rates of the serial line depend on the firmware of its bridge: if the link is not sound, "
-    "build with `--baud 1000000`, and give that to the driver, too."
-)
+
+
+def _bridge_note(baud: int) -> str:
+    return (
+        "The rates of the serial line depend on the firmware of its bridge: if the link is not "
+        f"sound, build with `--baud {baud}`, and give that to the driver, too."
+    )
+
+
+_BL_NOTE = _bridge_note(1_000_000)
+_ICELINK_NOTE = _bridge_note(115_200)
 _GW1N9 = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
 
 BOARDS: Mapping[str, Board] = {
@@ -215,6 +222,7 @@ BOARDS: Mapping[str, Board] = {
         config=_SMALL,
         leds=("rgb_led/0/g", "rgb_led/0/b", "rgb_led/0/r"),
         loader=("-c", "cmsisdap"),
+        note=_ICELINK_NOTE,
     ),
     "icepi-zero": Board(
         title="Icepi Zero v1.3",
@@ -263,7 +271,7 @@ BOARDS: Mapping[str, Board] = {
         bridge="iCELink (a microcontroller's CDC)",
         config=_UP5K,
         leds=("led_g/0", "led_b/0", "led_r/0"),
-        note="Programmed by copying the file to the drive iCELink.",
+        note="Programmed by copying the file to the drive iCELink. " + _ICELINK_NOTE,
     ),
     "tang-nano-9k": Board(
         title="Tang Nano 9K",
