@@ -77,8 +77,8 @@ class CommandMachine(wiring.Component):
         status = Signal(Status)
 
         session = Signal()
-        sequence = Signal(16)
-        outcome = Signal(Status)  # of the command `sequence`, should it be repeated
+        last = Signal(CommandHeader, reset_less=True)  # of the last one that was in sequence
+        outcome = Signal(Status)  # of that command, should it be repeated
 
         # Words are taken by the byte into the top of a register, low byte first.
         layer_bits = LayerEntry.as_shape().size
@@ -165,7 +165,7 @@ class CommandMachine(wiring.Component):
         end = Signal(17)
         in_range = Signal()
         m.d.comb += [
-            repeated.eq(header.sequence == sequence),
+            repeated.eq(header.as_value() == last.as_value()),
             end.eq(header.address + header.count),
             in_range.eq(
                 (header.count != 0)
@@ -189,7 +189,7 @@ class CommandMachine(wiring.Component):
         is_known_mode = Cat(header.mode == mode for mode in Mode).any()
 
         def perform() -> None:
-            m.d.sync += [sequence.eq(header.sequence), status.eq(Status.OK)]
+            m.d.sync += [last.eq(header), status.eq(Status.OK)]
             with m.Switch(header.op):
                 with m.Case(Opcode.RESET):
                     m.d.comb += engine.forget.eq(1)
@@ -252,13 +252,13 @@ class CommandMachine(wiring.Component):
                         m.d.sync += count.eq(0)
             with m.State("Decide"):
                 with m.If(header.op == Opcode.IDENTIFY):
-                    m.d.sync += [session.eq(1), sequence.eq(header.sequence)]
+                    m.d.sync += [session.eq(1), last.eq(header)]
                     answer(Status.OK)
                 with m.Elif(~session):
                     answer(Status.NO_SESSION)
                 with m.Elif(repeated):
                     answer(outcome)
-                with m.Elif(header.sequence != (sequence + 1)[:16]):
+                with m.Elif(header.sequence != (last.sequence + 1)[:16]):
                     answer(Status.BAD_SEQUENCE)
                 with m.Else():
                     perform()

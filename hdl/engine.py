@@ -341,7 +341,8 @@ class Engine(wiring.Component):
                 with m.If(
                     ~possible
                     | (mode == Mode.AUTO)
-                    | ((mode == Mode.SPATIAL) & ~entry.spatial)
+                    # The clusters cannot carry accumulators along a line.
+                    | (mode == Mode.SPATIAL)
                     | (task.inputs & ~task.run & ~is_takeable)
                 ):
                     finish(Status.BAD_LAYER)

@@ -20,8 +20,8 @@ COUNTERS --                            :class:`Counters` of the last run and the
 ======== ============================= ==========================================================
 
 Inside a session, ``sequence`` grows by one with each command, modulo 2**16. A command that repeats
-the last sequence is answered again and not carried out again; any other is refused. A command that
-is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
+the last one's header is answered again and not carried out again; any other is refused. A command
+that is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
 """
 
 # Amaranth's structures are written with shapes where a type checker expects types.
@@ -114,6 +114,7 @@ class Mode(enum.Enum, shape=8):
 
     DENSE = 0
     TEMPORAL = 1
+    #: No run can have it yet: such a tile and such a run are refused with ``BAD_LAYER``.
     SPATIAL = 2
     #: In a command: what the table of decisions says, for INPUTS; the tile's mode, for RUN.
     AUTO = 3
@@ -148,7 +149,7 @@ class Status(enum.Enum, shape=8):
     BAD_ADDRESS = 2
     #: No IDENTIFY since the device's reset.
     NO_SESSION = 3
-    #: The sequence is neither the last one nor the next.
+    #: The sequence is not the next, and the header not the last one.
     BAD_SEQUENCE = 4
     #: A temporal run, or a tile of inputs for one, of an entry that holds no accumulators.
     NO_STATE = 5

@@ -99,8 +99,17 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             body = random_command(rng, config, (sequence + 1) % (1 << 16))
             sequence = int.from_bytes(body[:2], "little")
             yield body
-        elif chance < 0.93:
+        elif chance < 0.91:
             yield body
+        elif chance < 0.93:
+            # The last sequence with another header, mostly.
+            other = random_command(rng, config, sequence)
+            if (
+                other[2] == Opcode.IDENTIFY.value
+                or other[: size(CommandHeader)] == (body[: size(CommandHeader)])
+            ):
+                body, sequence = other, int.from_bytes(other[:2], "little")
+            yield other
         else:
             other = random_command(rng, config, (sequence + rng.randint(2, 65535)) % (1 << 16))
             if other[2] == Opcode.IDENTIFY.value:

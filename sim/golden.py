@@ -350,8 +350,9 @@ class Golden:
         if is_auto:
             mode = self.decisions.mode(layer["decision"], has_state)
         self._deltas = self._tile = None
-        is_possible = mode is not Mode.AUTO and (mode is not Mode.SPATIAL or layer["spatial"] == 1)
-        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
+        self._check(
+            mode not in (Mode.AUTO, Mode.SPATIAL), Status.BAD_LAYER, f"layer {entry}, {mode.name}"
+        )
         self._check(mode is not Mode.TEMPORAL or has_state, Status.NO_STATE, f"layer {entry}")
         self._filled.discard(entry)
         base = layer["reference_base"]
@@ -419,6 +420,7 @@ class Golden:
             self._mode = mode
         elif mode is Mode.AUTO:
             mode = self._mode
+        self._check(mode is not Mode.SPATIAL, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
         deltas, self._deltas = self._deltas, None
         shape = (layer["positions"], layer["channels"])
         if deltas is None or deltas.shape != shape:

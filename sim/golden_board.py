@@ -68,7 +68,7 @@ class GoldenBoard:
         """Reset the device as a whole: session, link and state. Memories keep their contents."""
         self._decoder = Decoder(max_frame=self.config.frame_bytes)
         self._session = False
-        self._sequence = 0
+        self._last = bytes(size(CommandHeader))
         self._answer = b""
         self._counters = Counters()
         self._out.clear()
@@ -104,22 +104,23 @@ class GoldenBoard:
 
     def _take(self, body: bytes) -> bytes:
         """Return the response to a command."""
-        header = unpack(CommandHeader, body[: size(CommandHeader)])
-        sequence = header["sequence"]
+        raw = body[: size(CommandHeader)]
+        header = unpack(CommandHeader, raw)
+        last = unpack(CommandHeader, self._last)["sequence"]
         if header["op"] == Opcode.IDENTIFY.value:
             self._session = True
         elif not self._session:
             return self._response(header, Status.NO_SESSION)
-        elif sequence == self._sequence:
+        elif raw == self._last:
             return self._answer
-        elif sequence != (self._sequence + 1) % (1 << 16):
+        elif header["sequence"] != (last + 1) % (1 << 16):
             return self._response(header, Status.BAD_SEQUENCE)
         try:
             data = self._execute(header, body[size(CommandHeader) :])
             self._answer = self._response(header, Status.OK) + data
         except CommandError as error:
             self._answer = self._response(header, error.status)
-        self._sequence = sequence
+        self._last = raw
         return self._answer
 
     @staticmethod
@@ -281,7 +282,7 @@ class GoldenBoard:
             or not all(layer[name] for name in _SIZES)
             or any(layer[name] > value for name, value in config.largest.items())
             or layer["skew"] >= layer["split"]
-            or (mode is Mode.SPATIAL and not layer["spatial"])
+            or mode is Mode.SPATIAL
             or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
         ):
             raise CommandError(Status.BAD_LAYER)
