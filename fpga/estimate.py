@@ -48,6 +48,9 @@ _BLOCK_COST, _CELL_COST = 128, 4
 RESERVED = 6
 """Bits of a layer-table entry that nobody reads."""
 
+_OF_INPUTS = 49
+"""Bits of a layer-table entry that are for tiles of inputs alone."""
+
 _RING = (512, 8)  # what the framer sends
 
 
@@ -94,8 +97,10 @@ def memories(config: Config) -> Mapped:
     readers = {"weights": config.lanes, "items": config.lanes}
     mapped = [map_memory(*_RING)]
     for memory in config.memories:
-        # Nobody reads the reserved bits of the layer table.
-        width = memory.width - (RESERVED if memory.name == "layers" else 0)
+        width = memory.width
+        if memory.name == "layers":
+            # What nobody reads is left out.
+            width -= RESERVED + (0 if config.reference_depth else _OF_INPUTS)
         each = map_memory(memory.depth, width, readers.get(memory.name, 1))
         mapped += [each] * memory.count
     return Mapped(*map(sum, zip(*mapped, strict=True)))

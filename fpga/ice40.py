@@ -2,19 +2,27 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory
+from amaranth.lib.data import Layout
 
 from ditto.hdl.adder import SelectAdder
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.multiplier import word_of
+from ditto.hdl.protocol import LayerEntry
 from ditto.hdl.register import OwnRegister
 
 __all__ = ["Ice40"]
 
 _BLOCK_WORD, _BLOCK_DEPTH = 16, 256
 _SINGLE_WORD, _SINGLE_DEPTH = 16, 1 << 14
+
+_OF_INPUTS = {"lead", "decides", "reserved", "zero_point", "threshold", "reference_base"}
+"""Fields of the layer table that only a device reads which takes differences itself."""
+
+
+_ENTRY = Layout.cast(LayerEntry)
 
 
 class Ice40:
@@ -25,6 +33,8 @@ class Ice40:
     - Lists that are read in the cycle of their address would be flip-flops. They go to block
       memories (SB_RAM40_4K) whose reads are at the falling edge of the clock: what was written at
       the rising edge before is there, and half a cycle is left for what was read.
+    - The bits of the layer table that nobody reads are side by side. Yosys leaves out block
+      memories of which nothing is read, and no others.
 
     A class that inherits this has the device's configuration in ``config``.
     """
@@ -57,10 +67,43 @@ class Ice40:
         if storage.shape in (word_of(self.config), item_of(self.config)):
             if storage.depth <= _SINGLE_DEPTH and storage.depth > _BLOCK_DEPTH:
                 return self._single_port(storage)
+        if storage.shape == unsigned(_ENTRY.size):
+            return self._layer_table(storage)
         if storage.write_ports and storage.depth > 4:
             if all(port.domain == "comb" for port in storage.read_ports):
                 return self._falling_edge(storage)
         return _inferred(storage)
+
+    def _layer_table(self, storage: memory.Memory) -> Module:
+        """Build a layer table, with the bits that nobody reads at the end of its words."""
+        m = Module()
+        bases = {
+            "weight_base": self.config.weight_rows,
+            "accumulator_base": self.config.accumulator_rows,
+        }
+        order, unread = [], []
+        for name, field in _ENTRY:
+            width = (bases[name] - 1).bit_length() if name in bases else field.width
+            width = 0 if name in _OF_INPUTS else min(width, field.width)
+            bits = range(field.offset, field.offset + field.width)
+            order += bits[:width]
+            unread += bits[width:]
+        order += unread
+        shape = data.ArrayLayout(1, _ENTRY.size)  # not the shape of a layer table
+        m.submodules.words = words = memory.Memory(shape=shape, depth=storage.depth, init=[])
+        (write,), (read,) = storage.write_ports, storage.read_ports
+        write_word, read_word = words.write_port(), words.read_port()
+        given, found = Value.cast(write.data), Signal(_ENTRY.size)
+        m.d.comb += [
+            write_word.en.eq(write.en),
+            write_word.addr.eq(write.addr),
+            Value.cast(write_word.data).eq(Cat(given[bit] for bit in order)),
+            read_word.en.eq(read.en),
+            read_word.addr.eq(read.addr),
+            Cat(found[bit] for bit in order).eq(Value.cast(read_word.data)),
+            Value.cast(read.data).eq(found),
+        ]
+        return m
 
     def _single_port(self, storage: memory.Memory) -> Module:
         """Build a memory of which a word is written or read in a cycle, not both."""

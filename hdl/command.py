@@ -23,6 +23,8 @@ from ditto.hdl.protocol import (
 
 __all__ = ["CommandMachine"]
 
+_DECISION_BYTES = 4
+
 
 def _bytes(bits: int) -> int:
     return -(-bits // 8)
@@ -75,8 +77,8 @@ class CommandMachine(wiring.Component):
         status = Signal(Status)
 
         session = Signal()
-        sequence = Signal(16)
-        outcome = Signal(Status)  # of the command `sequence`, should it be repeated
+        last = Signal(CommandHeader, reset_less=True)  # of the last one that was in sequence
+        outcome = Signal(Status)  # of that command, should it be repeated
 
         # Words are taken by the byte into the top of a register, low byte first.
         layer_bits = LayerEntry.as_shape().size
@@ -91,6 +93,10 @@ class CommandMachine(wiring.Component):
             Space.LAYERS: config.layers,
             Space.WEIGHTS: config.weight_rows,
         }
+        # Without a reference buffer there is no table of decisions either.
+        decisions = [Space.DECISIONS] if config.reference_depth else []
+        for space in decisions:
+            word_bytes[space], depths[space] = _DECISION_BYTES, 4 * config.layers
         word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
         address = Signal(17, reset_less=True)
         cluster = Signal.like(engine.cluster, reset_less=True)
@@ -112,6 +118,12 @@ class CommandMachine(wiring.Component):
             engine.cluster.eq(cluster),
             engine.weight_en.eq(stored & fits & (header.space == Space.WEIGHTS)),
         ]
+        for space in decisions:
+            m.d.comb += [
+                engine.decision_data.eq(top(space, 8 * _DECISION_BYTES)),
+                engine.decision_address.eq(address),
+                engine.decision_en.eq(stored & fits & (header.space == space)),
+            ]
         for space, depth in depths.items():
             with m.If(header.space == space):
                 m.d.comb += [
@@ -128,7 +140,10 @@ class CommandMachine(wiring.Component):
         word_out = Signal(max(8 * accumulator_bytes, COUNTERS.size), reset_less=True)
         left = Signal(16, reset_less=True)  # bytes of the word
         words = Signal(16, reset_less=True)  # words of the cluster after this one
-        last_word = (words == 0) & ((cluster == config.clusters - 1) | (header.op != Opcode.READ))
+        reads_decisions = Signal()
+        last_word = (words == 0) & (
+            (cluster == config.clusters - 1) | (header.op != Opcode.READ) | reads_decisions
+        )
         answer_of_identify = identity(config.digest, config.pack(), self.build)
         m.submodules.rom = rom = memory.Memory(
             shape=8, depth=len(answer_of_identify), init=answer_of_identify
@@ -140,19 +155,27 @@ class CommandMachine(wiring.Component):
             response.op.eq(header.op),
             response.status.eq(status),
             engine.read_address.eq(address),
+            engine.reads_decisions.eq(reads_decisions),
         ]
+        asks_decisions = (header.op == Opcode.READ) & (header.space == Space.DECISIONS)
+        if decisions:
+            m.d.comb += reads_decisions.eq(asks_decisions)
 
         repeated = Signal()
         end = Signal(17)
         in_range = Signal()
         m.d.comb += [
-            repeated.eq(header.sequence == sequence),
+            repeated.eq(header.as_value() == last.as_value()),
             end.eq(header.address + header.count),
             in_range.eq(
                 (header.count != 0)
-                & (end <= config.accumulator_rows)
+                & Mux(reads_decisions, end <= 4 * config.layers, end <= config.accumulator_rows)
                 & (header.size != 0)
-                & (header.size <= accumulator_bytes)
+                & Mux(
+                    reads_decisions,
+                    header.size <= _DECISION_BYTES,
+                    header.size <= accumulator_bytes,
+                )
             ),
         ]
         more = Signal()  # the body has not been taken in full
@@ -161,8 +184,12 @@ class CommandMachine(wiring.Component):
             m.d.sync += status.eq(result)
             m.next = "Drain"
 
+        deltas = header.space == Space.DELTAS
+        tiles = [Space.DELTAS, Space.INPUTS] if config.reference_depth else [Space.DELTAS]
+        is_known_mode = Cat(header.mode == mode for mode in Mode).any()
+
         def perform() -> None:
-            m.d.sync += [sequence.eq(header.sequence), status.eq(Status.OK)]
+            m.d.sync += [last.eq(header), status.eq(Status.OK)]
             with m.Switch(header.op):
                 with m.Case(Opcode.RESET):
                     m.d.comb += engine.forget.eq(1)
@@ -170,29 +197,34 @@ class CommandMachine(wiring.Component):
                 with m.Case(Opcode.WRITE):
                     m.d.sync += [address.eq(header.address), count.eq(0)]
                     with m.Switch(header.space):
-                        with m.Case(Space.LAYERS):
+                        with m.Case(Space.LAYERS, *decisions):
                             m.next = "Store"
                         with m.Case(Space.WEIGHTS):
                             m.d.sync += cluster.eq(header.bank)
                             m.next = "Store"
                             with m.If(header.bank >= config.clusters):
                                 answer(Status.BAD_COMMAND)
-                        with m.Case(Space.DELTAS):
+                        with m.Case(*tiles):
                             m.next = "Begin task"
                             with m.If(header.address >= config.layers):
                                 answer(Status.BAD_ADDRESS)
                             with m.Elif(header.count != 0):
                                 m.next = "Encode"
+                            with m.Elif(~is_known_mode | (deltas & (header.mode == Mode.AUTO))):
+                                answer(Status.BAD_COMMAND)
                         with m.Default():
                             answer(Status.BAD_COMMAND)
                 with m.Case(Opcode.RUN):
                     m.next = "Begin task"
-                    with m.If((header.mode != Mode.DENSE) & (header.mode != Mode.TEMPORAL)):
+                    with m.If(~is_known_mode):
                         answer(Status.BAD_COMMAND)
                     with m.Elif(header.address >= config.layers):
                         answer(Status.BAD_ADDRESS)
                 with m.Case(Opcode.READ):
                     answer(Mux(in_range, Status.OK.value, Status.BAD_ADDRESS.value))
+                    if not decisions:
+                        with m.If(asks_decisions):
+                            answer(Status.BAD_COMMAND)
                 with m.Case(Opcode.COUNTERS):
                     m.next = "Drain"
                 with m.Default():
@@ -200,6 +232,7 @@ class CommandMachine(wiring.Component):
 
         m.d.comb += [
             engine.tasks.p.run.eq(header.op == Opcode.RUN),
+            engine.tasks.p.inputs.eq(header.space == Space.INPUTS),
             engine.tasks.p.entry.eq(header.address),
             engine.tasks.p.mode.eq(header.mode),
             engine.deltas.payload.eq(self.i.p.data),
@@ -219,13 +252,13 @@ class CommandMachine(wiring.Component):
                         m.d.sync += count.eq(0)
             with m.State("Decide"):
                 with m.If(header.op == Opcode.IDENTIFY):
-                    m.d.sync += [session.eq(1), sequence.eq(header.sequence)]
+                    m.d.sync += [session.eq(1), last.eq(header)]
                     answer(Status.OK)
                 with m.Elif(~session):
                     answer(Status.NO_SESSION)
                 with m.Elif(repeated):
                     answer(outcome)
-                with m.Elif(header.sequence != (sequence + 1)[:16]):
+                with m.Elif(header.sequence != (last.sequence + 1)[:16]):
                     answer(Status.BAD_SEQUENCE)
                 with m.Else():
                     perform()
@@ -269,7 +302,7 @@ class CommandMachine(wiring.Component):
                 with m.If(more):
                     with m.If(self.i.valid):
                         m.d.sync += more.eq(~self.i.p.last)
-                with m.Else():
+                with m.Elif(~engine.encoding):
                     with m.If(repeated & session):
                         m.d.sync += outcome.eq(status)
                     m.next = "Respond"
@@ -323,6 +356,8 @@ class CommandMachine(wiring.Component):
                 m.next = "Load"
             with m.State("Load"):
                 m.d.sync += [word_out.eq(engine.read_data), left.eq(header.size)]
+                with m.If(reads_decisions):
+                    m.d.sync += word_out.eq(engine.decision)
                 m.next = "Word"
             with m.State("Word"):
                 m.d.comb += [

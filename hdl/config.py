@@ -53,6 +53,8 @@ _RANGES = {
     "layers": (2, 1 << 12, "entries"),
     "frame_bytes": (64, 1 << 14, "bytes"),
     "skip": (0, 1, ""),
+    "reference_depth": (0, 1 << 20, "inputs"),
+    "neighbour_depth": (0, 1 << 16, "inputs"),
 }
 
 
@@ -102,6 +104,12 @@ class Config:
     skip
         Whether zero digits are skipped, 0 or 1. Without, the array is a dense one to compare with:
         it multiplies every value as a whole, and ``digit_bits`` is ``activation_bits + 1``.
+    reference_depth
+        Inputs that the reference buffer holds: of all layers, for a device that takes differences
+        itself. 0 if the host sends differences.
+    neighbour_depth
+        Latest inputs that are held for spatial differences: those of ``split * stride_x`` positions
+        of a layer. 0 if the device takes none.
 
     Raises
     ------
@@ -128,6 +136,8 @@ class Config:
     frame_bytes: int = 1024
     multiplier: Multiplier = Multiplier.DSP
     skip: int = 1
+    reference_depth: int = 0
+    neighbour_depth: int = 0
 
     def __post_init__(self) -> None:
         """Check each parameter, then the combinations."""
@@ -161,6 +171,11 @@ class Config:
                 f"accumulator_bits = {self.accumulator_bits} cannot hold one product of a "
                 f"{self.delta_bits}-bit delta and a {self.weight_bits}-bit weight; "
                 f"{product_bits - self.accumulator_bits} more are needed"
+            )
+        if self.neighbour_depth and not self.reference_depth:
+            raise ConfigError(
+                f"neighbour_depth = {self.neighbour_depth} is for a device that takes differences "
+                "itself, but reference_depth is 0"
             )
         if self.item_depth < self.channels * self.digits:
             raise ConfigError(
@@ -264,14 +279,18 @@ class Config:
         accumulators = self.columns * self.accumulator_bits
         counts = self.count_bits + (self.count_bits if self.shifts > 1 else 0)
         place = (self.item_depth - 1).bit_length() + counts
-        return (
+        uses = (
             MemoryUse("weights", self.clusters, self.weight_rows, self.columns * self.weight_bits),
             MemoryUse("accumulators", self.clusters, self.accumulator_rows, accumulators),
             MemoryUse("items", self.clusters, self.item_depth, item),
             MemoryUse("places", self.clusters, self.positions, place),
             MemoryUse("layers", 1, self.layers, 256),
             MemoryUse("frames", 1, self.frame_bytes, 8),
+            MemoryUse("references", 1, self.reference_depth, self.activation_bits),
+            MemoryUse("neighbours", 1, self.neighbour_depth, self.activation_bits),
+            MemoryUse("decisions", int(self.reference_depth > 0), 4 * self.layers, 32),
         )
+        return tuple(use for use in uses if use.bits)
 
     @property
     def digest(self) -> bytes:

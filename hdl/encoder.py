@@ -2,9 +2,10 @@
 
 ::
 
-    bytes ──► DeltaReader ──► DigitSplitter ──► difference buffer
-              one delta       one nonzero
-              a cycle         digit a cycle
+    deltas ──► DeltaReader ───┐
+    inputs ──► Differencer ───┴─► DigitSplitter ──► difference buffer
+               one delta          one nonzero
+               a cycle            digit a cycle
 
 """
 
@@ -14,7 +15,8 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import ItemWrite, PlaceWrite
-from ditto.hdl.protocol import ESCAPE
+from ditto.hdl.differences import Differencer
+from ditto.hdl.protocol import ESCAPE, LayerEntry, Mode
 
 __all__ = ["DeltaReader", "DigitSplitter", "Encoder"]
 
@@ -256,7 +258,7 @@ class DigitSplitter(wiring.Component):
 
 
 class Encoder(wiring.Component):
-    """Encode a tile of deltas into the difference buffer, and count what they are.
+    """Encode a tile into the difference buffer, and count what its deltas are.
 
     Takes a byte a cycle, and an item more for each further digit of a delta.
 
@@ -267,52 +269,78 @@ class Encoder(wiring.Component):
 
     Members
     -------
-    channels : In(16)
-        Channels of a position.
+    entry : In(LayerEntry)
+        The entry of the tile.
+    distance, mode, holds, open
+        Of a tile of inputs, see :class:`~ditto.hdl.differences.Differencer`.
+    inputs : In(1)
+        The tile is one of inputs. Sampled with ``begin``.
     i : In(stream.Signature(8))
-        Bytes of deltas, see :class:`DeltaReader`.
+        Bytes of deltas, see :class:`DeltaReader`, or inputs.
     items, places
         Write ports of the difference buffer.
     begin : In(1)
-        Empty the difference buffer and begin a tile; ``channels`` has its new value since the cycle
+        Empty the difference buffer and begin a tile; ``entry`` has its new value since the cycle
         before, and keeps it.
     positions : Out(16)
         Whole positions that the difference buffer holds.
     exact : Out(1)
         No position has begun without having ended, and all of them fitted.
+    whole : Out(1)
+        All bytes of a tile of inputs have come, and none beyond.
     busy : Out(1)
         Something is still on its way to the difference buffer.
     zero, narrow, wide : Out(32)
         Deltas since ``begin`` that are zero, that fit the low digit, and others.
+    dense, temporal, spatial : Out(32)
+        Work items that the inputs since ``begin`` have in each mode.
     """
 
-    channels: Signal
+    entry: wiring.PureInterface
+    distance: Signal
+    mode: Signal
+    holds: Signal
+    open: Signal
+    inputs: Signal
     i: stream.Interface
     items: wiring.PureInterface
     places: wiring.PureInterface
     begin: Signal
     positions: Signal
     exact: Signal
+    whole: Signal
     busy: Signal
     zero: Signal
     narrow: Signal
     wide: Signal
+    dense: Signal
+    temporal: Signal
+    spatial: Signal
 
     def __init__(self, config: Config) -> None:
         self.config = config
         super().__init__(
             {
-                "channels": In(16),
+                "entry": In(LayerEntry),
+                "distance": In(8),
+                "mode": In(Mode),
+                "holds": In(1),
+                "open": In(1),
+                "inputs": In(1),
                 "i": In(stream.Signature(8)),
                 "items": Out(ItemWrite(config)),
                 "places": Out(PlaceWrite(config)),
                 "begin": In(1),
                 "positions": Out(16),
                 "exact": Out(1),
+                "whole": Out(1),
                 "busy": Out(1),
                 "zero": Out(32),
                 "narrow": Out(32),
                 "wide": Out(32),
+                "dense": Out(32),
+                "temporal": Out(32),
+                "spatial": Out(32),
             }
         )
 
@@ -322,26 +350,60 @@ class Encoder(wiring.Component):
         config = self.config
         m.submodules.reader = reader = DeltaReader(delta_bits=config.delta_bits)
         m.submodules.splitter = splitter = DigitSplitter(config)
-        connect(m, flipped(self.i), reader.i)
         connect(m, splitter.items, flipped(self.items))
         connect(m, splitter.places, flipped(self.places))
 
         # A register between them keeps the reader's escape off the splitter's path.
         held = Signal(signed(config.delta_bits))
         full = Signal()
+        ready = Signal()
         m.d.comb += [
+            ready.eq(~full | splitter.i.ready),
+            reader.i.payload.eq(self.i.payload),
+            reader.i.valid.eq(self.i.valid),
             reader.clear.eq(self.begin),
-            reader.o.ready.eq(~full | splitter.i.ready),
+            reader.o.ready.eq(ready),
+            self.i.ready.eq(reader.i.ready),
             splitter.i.valid.eq(full),
             splitter.i.payload.eq(held),
             splitter.clear.eq(self.begin),
-            splitter.channels.eq(self.channels),
+            splitter.channels.eq(self.entry.channels),
             self.positions.eq(splitter.positions),
             self.exact.eq(~(reader.partial | full | splitter.partial | splitter.overflow)),
             self.busy.eq(self.i.valid | full | splitter.busy),
         ]
-        with m.If(reader.o.ready):
+        with m.If(ready):
             m.d.sync += [full.eq(reader.o.valid & ~self.begin), held.eq(reader.o.payload)]
+        if config.reference_depth:
+            m.submodules.differencer = differencer = Differencer(config)
+            takes_inputs = Signal()
+            with m.If(self.begin):
+                m.d.sync += takes_inputs.eq(self.inputs)
+            m.d.comb += [
+                differencer.begin.eq(self.begin),
+                *(
+                    Value.cast(getattr(differencer, name)).eq(Value.cast(getattr(self, name)))
+                    for name in ("entry", "distance", "mode", "holds", "open")
+                ),
+                *(
+                    getattr(self, name).eq(getattr(differencer, name))
+                    for name in ("whole", "dense", "temporal", "spatial")
+                ),
+                differencer.i.payload.eq(self.i.payload),
+                differencer.o.ready.eq(ready),
+            ]
+            with m.If(takes_inputs):
+                m.d.comb += [
+                    reader.i.valid.eq(0),
+                    differencer.i.valid.eq(self.i.valid),
+                    self.i.ready.eq(differencer.i.ready),
+                    self.busy.eq(self.i.valid | full | splitter.busy | differencer.busy),
+                ]
+                with m.If(ready):
+                    m.d.sync += [
+                        full.eq(differencer.o.valid & ~self.begin),
+                        held.eq(differencer.o.payload),
+                    ]
         with m.If(self.begin):
             m.d.sync += [full.eq(0), self.zero.eq(0), self.narrow.eq(0), self.wide.eq(0)]
         with m.Elif(full & splitter.i.ready):

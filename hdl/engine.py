@@ -3,12 +3,13 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Array, Cat, Module, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ditto.hdl.cluster import Cluster
 from ditto.hdl.config import Config
+from ditto.hdl.decisions import DecisionTable
 from ditto.hdl.encoder import Encoder
 from ditto.hdl.multiplier import stored
 from ditto.hdl.protocol import COUNTERS, LayerEntry, Mode, Status
@@ -18,8 +19,8 @@ __all__ = ["Engine", "EngineSignature", "task_of"]
 
 
 def task_of(config: Config) -> data.StructLayout:
-    """Lay out a task: begin a tile of deltas for an entry, or run the entry in a mode."""
-    return data.StructLayout({"run": 1, "entry": range(config.layers), "mode": Mode})
+    """Lay out a task: begin a tile of deltas or inputs for an entry, or run the entry in a mode."""
+    return data.StructLayout({"run": 1, "inputs": 1, "entry": range(config.layers), "mode": Mode})
 
 
 class EngineSignature(wiring.Signature):
@@ -40,9 +41,10 @@ class EngineSignature(wiring.Signature):
     results : Out(stream.Signature(Status))
         How it ended.
     deltas : In(stream.Signature(8))
-        Bytes of deltas for the entry whose tile was begun.
+        Bytes of deltas or inputs for the entry whose tile was begun.
     encoding : Out(1)
-        Deltas are still on their way to the difference buffer.
+        Deltas are still on their way to the difference buffer, or what was learned is being
+        forgotten.
     layer_en, layer_address, layer_data
         Write port of the layer table.
     weight_en, weight_address, weight_data
@@ -52,8 +54,15 @@ class EngineSignature(wiring.Signature):
     read_en, read_address, read_data
         Read port of the accumulator buffers; data of ``cluster`` comes three cycles after
         ``read_en`` and stays while ``cluster`` does.
+    decision_en, decision_address, decision_data
+        Write port of the table of decisions, of 32 bits.
+    reads_decisions : In(1)
+        ``read_en`` and ``read_address`` read the table of decisions, too; the word is in
+        ``decision`` from the next cycle on.
+    decision : Out(32)
+        What was read of the table of decisions.
     forget : In(1)
-        Forget which entries hold accumulators, and the deltas.
+        Forget which entries hold accumulators, the deltas, and what was learned.
     counters : Out(COUNTERS)
         See :class:`ditto.hdl.protocol.Counters`.
     """
@@ -75,8 +84,13 @@ class EngineSignature(wiring.Signature):
                 "weight_data": In(weights),
                 "cluster": In(range(max(config.clusters, 2))),
                 "read_en": In(1),
-                "read_address": In(range(config.accumulator_rows)),
+                "read_address": In(range(max(config.accumulator_rows, 4 * config.layers))),
                 "read_data": Out(accumulators),
+                "decision_en": In(1),
+                "decision_address": In(range(4 * config.layers)),
+                "decision_data": In(32),
+                "reads_decisions": In(1),
+                "decision": Out(32),
                 "forget": In(1),
                 "counters": Out(COUNTERS),
             }
@@ -106,6 +120,11 @@ class Engine(wiring.Component):
     read_en: Signal
     read_address: Signal
     read_data: data.View
+    decision_en: Signal
+    decision_address: Signal
+    decision_data: Signal
+    reads_decisions: Signal
+    decision: Signal
     forget: Signal
     counters: data.View
 
@@ -134,6 +153,7 @@ class Engine(wiring.Component):
         entry = Signal(LayerEntry, reset_less=True)
         geometry = Signal(geometry_of(config), reset_less=True)
         task = Signal(task_of(config), reset_less=True)
+        mode = Signal(Mode)  # of the task
         start, begin, stop = Signal(), Signal(), Signal()
         # Far away, these are heard a cycle later. A reset stops the clusters, too.
         started, begun, stopped = Signal(), Signal(), Signal(init=1)
@@ -162,7 +182,7 @@ class Engine(wiring.Component):
                 cluster.start.eq(started),
                 cluster.begin.eq(begun),
                 cluster.stop.eq(stopped),
-                cluster.dense.eq(task.mode == Mode.DENSE),
+                cluster.dense.eq(mode == Mode.DENSE),
             ]
 
         m.submodules.layers = layers = memory.Memory(
@@ -200,6 +220,10 @@ class Engine(wiring.Component):
         possible = Signal()
         holds_state = Signal()  # the task's entry holds accumulators
         complete, incomplete = Signal(), Signal()  # the tile's positions are there
+        loaded = Signal()  # The difference buffer belongs to `tile` and may be run.
+        tile = Signal(task_of(config))
+        tile_mode = Signal(Mode)
+        blind = Signal()  # The entry held no accumulators before the tile.
         m.d.sync += [
             taps.eq(entry.kernel_height * entry.kernel_width),
             geometry.room.eq(Array(rooms)[taps]),
@@ -220,13 +244,28 @@ class Engine(wiring.Component):
                 & (entry.skew < entry.split)
             ),
             holds_state.eq((filled & task_bit).any()),
-            complete.eq(encoder.exact & (encoder.positions == entry.positions)),
+            complete.eq(
+                encoder.exact
+                & (encoder.positions == entry.positions)
+                & (encoder.whole | ~tile.inputs)
+            ),
             incomplete.eq(encoder.positions < entry.positions),
         ]
-        m.d.comb += encoder.channels.eq(entry.channels)
-
-        loaded = Signal()  # The difference buffer belongs to `tile` and may be run.
-        tile = Signal(range(config.layers))
+        m.d.comb += [
+            encoder.entry.eq(entry),
+            encoder.distance.eq(geometry.split_x),
+            encoder.inputs.eq(task.inputs),
+            encoder.mode.eq(tile_mode),
+            encoder.holds.eq(holds_state),
+            encoder.open.eq(loaded),
+        ]
+        is_takeable = Signal()  # as a tile of inputs
+        m.d.sync += is_takeable.eq(
+            (entry.in_height != 0)
+            & (entry.in_width != 0)
+            & (~entry.spatial | ((entry.stride_x != 0) & (entry.margin <= geometry.split_x)))
+            & ((task.mode != Mode.AUTO) | (entry.decision < config.layers))
+        )
         ahead = Signal()  # The sequencers walk ahead of a run.
         running = Signal()
         steady = Cat(cluster.steady for cluster in clusters).all()
@@ -236,6 +275,31 @@ class Engine(wiring.Component):
             m.d.sync += ahead.eq(1)
         with m.Elif(stopped):
             m.d.sync += ahead.eq(0)
+
+        table: DecisionTable | None = None
+        learns = Signal()
+        if config.reference_depth:
+            m.submodules.decisions = table = DecisionTable(config)
+            m.d.comb += [
+                table.number.eq(entry.decision),
+                table.learn.eq(learns),
+                table.mode.eq(tile_mode),
+                table.blind.eq(blind),
+                table.decides.eq(entry.decides),
+                table.cycles.eq(self.counters.cycles),
+                table.digits[0].eq(encoder.dense),
+                table.digits[1].eq(encoder.temporal),
+                table.digits[2].eq(encoder.spatial),
+                table.forget.eq(self.forget),
+                table.write_en.eq(self.decision_en),
+                table.write_address.eq(self.decision_address),
+                table.write_data.eq(self.decision_data),
+                table.reads.eq(self.reads_decisions),
+                table.read_en.eq(self.read_en),
+                table.read_address.eq(self.read_address),
+                self.decision.eq(table.read_data),
+                self.encoding.eq(encoder.busy | table.busy),
+            ]
 
         def finish(status: Status) -> None:
             m.d.sync += self.results.payload.eq(status)
@@ -261,17 +325,45 @@ class Engine(wiring.Component):
             with m.State("Derive"):
                 m.next = "Judge"
             with m.State("Judge"):
+                m.d.sync += mode.eq(task.mode)
+                with m.If(task.mode == Mode.AUTO):
+                    with m.If(task.run):
+                        m.d.sync += mode.eq(tile_mode)
+                    with m.Elif(holds_state):
+                        m.d.sync += mode.eq(table.decision.mode if table else Mode.DENSE)
+                    with m.Else():
+                        spatial = table.decision.spatial if table else Const(0)
+                        m.d.sync += mode.eq(Mux(spatial, Mode.SPATIAL.value, Mode.DENSE.value))
                 m.next = "Check"
             with m.State("Check"):
-                with m.If(~possible):
+                is_other = (mode == Mode.SPATIAL) ^ (tile_mode == Mode.SPATIAL)
+                is_other |= tile.inputs & (Value.cast(mode) != Value.cast(tile_mode))
+                with m.If(
+                    ~possible
+                    | (mode == Mode.AUTO)
+                    # The clusters cannot carry accumulators along a line.
+                    | (mode == Mode.SPATIAL)
+                    | (task.inputs & ~task.run & ~is_takeable)
+                ):
                     finish(Status.BAD_LAYER)
                 with m.Elif(~task.run):
-                    m.d.comb += [encoder.begin.eq(1), stop.eq(1)]
-                    m.d.sync += [loaded.eq(1), tile.eq(task.entry)]
-                    finish(Status.OK)
-                with m.Elif(~loaded | (tile != task.entry) | ~complete):
+                    with m.If(task.inputs & (mode == Mode.TEMPORAL) & ~holds_state):
+                        finish(Status.NO_STATE)
+                    with m.Else():
+                        m.d.comb += [encoder.begin.eq(1), stop.eq(1)]
+                        m.d.sync += [
+                            loaded.eq(1),
+                            tile.eq(task),
+                            tile_mode.eq(mode),
+                            blind.eq(~holds_state),
+                        ]
+                        finish(Status.OK)
+                        with m.If(task.inputs):
+                            # References change with every input, accumulators with the run only.
+                            m.d.sync += filled.eq(filled & ~task_bit)
+                with m.Elif(~loaded | (tile.entry != task.entry) | ~complete | is_other):
                     finish(Status.NO_DELTAS)
-                with m.Elif((task.mode != Mode.DENSE) & ~holds_state):
+                with m.Elif(~tile.inputs & (mode == Mode.TEMPORAL) & ~holds_state):
                     finish(Status.NO_STATE)
                 with m.Else():
                     m.d.comb += start.eq(~ahead)
@@ -291,10 +383,20 @@ class Engine(wiring.Component):
                     m.d.sync += [running.eq(0), filled.eq(filled | task_bit)]
                     m.d.comb += stop.eq(1)
                     finish(Status.OK)
+                    if table is not None:
+                        with m.If(tile.inputs & (tile.mode == Mode.AUTO)):
+                            m.next = "Learn"
                 with m.Elif(overrun):
                     # More rows than the accumulator buffer has: the entry makes no sense.
                     m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]
                     finish(Status.BAD_LAYER)
+            if table is not None:
+                with m.State("Learn"):
+                    m.d.comb += learns.eq(1)
+                    m.next = "Wait"
+                with m.State("Wait"):
+                    with m.If(~table.busy):
+                        m.next = "Report"
             with m.State("Report"):
                 m.d.comb += self.results.valid.eq(1)
                 with m.If(self.results.ready):
@@ -311,6 +413,9 @@ class Engine(wiring.Component):
             counters.zero.eq(encoder.zero),
             counters.narrow.eq(encoder.narrow),
             counters.wide.eq(encoder.wide),
+            counters.digits_dense.eq(encoder.dense),
+            counters.digits_temporal.eq(encoder.temporal),
+            counters.digits_spatial.eq(encoder.spatial),
         ]
         # Lane cycles are added up a cycle late, which keeps the sums off the lanes' path.
         added = {
@@ -340,6 +445,7 @@ class Engine(wiring.Component):
             ]
         with m.If(begin):
             m.d.sync += [counters[name].eq(0) for name in ("cycles", *added)]
+            m.d.sync += counters.mode.eq(Value.cast(mode))
         with m.If(encoder.begin):
             m.d.sync += counters.stall_link.eq(0)
         with m.Elif(loaded & incomplete & encoder.i.ready & ~encoder.i.valid):

@@ -13,14 +13,15 @@ IDENTIFY --                            begins a session at ``sequence``; :func:`
 RESET    --                            forgets which layers hold accumulators, and the deltas
 WRITE    space, bank, address, count   stores the data, see :class:`Space`
 RUN      address, mode                 runs a layer-table entry; :class:`Counters` of the run
-READ     address, count, size          first ``size`` bytes of ``count`` accumulator words of
-                                       each cluster, cluster by cluster
+READ     space, address, count, size   first ``size`` bytes of ``count`` words: of ``DECISIONS``, or
+                                       in any other space of the accumulators of each cluster,
+                                       cluster by cluster
 COUNTERS --                            :class:`Counters` of the last run and the last tile
 ======== ============================= ==========================================================
 
 Inside a session, ``sequence`` grows by one with each command, modulo 2**16. A command that repeats
-the last sequence is answered again and not carried out again; any other is refused. A command that
-is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
+the last one's header is answered again and not carried out again; any other is refused. A command
+that is refused with ``NO_SESSION`` or ``BAD_SEQUENCE`` leaves the sequence as it is.
 """
 
 # Amaranth's structures are written with shapes where a type checker expects types.
@@ -36,6 +37,7 @@ from amaranth.lib import data, enum
 
 __all__ = [
     "COUNTERS",
+    "COUNT_BITS",
     "ESCAPE",
     "MAGIC",
     "NO_BUILD",
@@ -43,10 +45,12 @@ __all__ = [
     "CommandError",
     "CommandHeader",
     "Counters",
+    "Decision",
     "LayerEntry",
     "Mode",
     "Opcode",
     "ResponseHeader",
+    "Rule",
     "Space",
     "Status",
     "identity",
@@ -65,6 +69,9 @@ VERSION = 5
 NO_BUILD = bytes(8)
 """Build of a device that was not built for a board."""
 
+COUNT_BITS = 24
+"""Width of the counts in the table of decisions; they wrap around."""
+
 ESCAPE = 0x80
 """Byte of a delta stream that announces a delta of two bytes; see :attr:`Space.DELTAS`."""
 
@@ -81,7 +88,7 @@ class Opcode(enum.Enum, shape=8):
 
 
 class Space(enum.Enum, shape=8):
-    """Where WRITE puts its data."""
+    """Where WRITE puts its data, and READ takes it from."""
 
     #: Layer table: :class:`LayerEntry` structures from entry ``address`` on.
     LAYERS = 0
@@ -89,8 +96,17 @@ class Space(enum.Enum, shape=8):
     WEIGHTS = 1
     #: Difference buffer, through the encoder: the deltas of layer-table entry ``address``, position
     #: by position, channels in order. One byte each for -127..127; the byte 0x80 announces a delta
-    #: of two bytes. ``count`` is 0 for the frame that begins a tile, which empties the buffer.
+    #: of two bytes. ``count`` is 0 for the frame that begins a tile, which empties the buffer and
+    #: gives the mode of the run. Between dense and temporal, RUN may still choose.
     DELTAS = 2
+    #: The same with quantized inputs, a byte each: the device takes the differences itself. Needs a
+    #: reference buffer. From the tile's beginning to the end of its run, the entry holds no
+    #: accumulators: a tile that is never run cannot part them from the references. Nor does the
+    #: device know the inputs that deltas were taken from, so an entry gets one or the other.
+    INPUTS = 3
+    #: Table of decisions: words of 32 bits, four for each decision: a :class:`Decision`, and what
+    #: the current step has taken by :class:`Mode`, see :class:`Rule`.
+    DECISIONS = 4
 
 
 class Mode(enum.Enum, shape=8):
@@ -98,6 +114,29 @@ class Mode(enum.Enum, shape=8):
 
     DENSE = 0
     TEMPORAL = 1
+    #: No run can have it yet: such a tile and such a run are refused with ``BAD_LAYER``.
+    SPATIAL = 2
+    #: In a command: what the table of decisions says, for INPUTS; the tile's mode, for RUN.
+    AUTO = 3
+
+
+class Rule(enum.Enum, shape=2):
+    """How the table of decisions chooses the mode of a decision's entries.
+
+    An entry that holds no accumulators is at rest, whatever was chosen: spatial where the decision
+    allows it, dense otherwise. The table learns from runs whose tile was begun with ``AUTO``, and
+    chooses after those of entries that have ``decides``.
+    """
+
+    #: The mode that the host has written.
+    FIXED = 0
+    #: Run-time Defo: one step at rest, the next one temporal, then whichever took fewer cycles. The
+    #: words hold the cycles.
+    DEFO = 1
+    #: After each step the mode with the fewest digits, if it saves at least 1/64 of those of the
+    #: present one; temporal after a step in which an entry held no accumulators. The words hold the
+    #: digits.
+    ADAPTIVE = 2
 
 
 class Status(enum.Enum, shape=8):
@@ -110,14 +149,15 @@ class Status(enum.Enum, shape=8):
     BAD_ADDRESS = 2
     #: No IDENTIFY since the device's reset.
     NO_SESSION = 3
-    #: The sequence is neither the last one nor the next.
+    #: The sequence is not the next, and the header not the last one.
     BAD_SEQUENCE = 4
-    #: A temporal run of an entry that holds no accumulators since RESET.
+    #: A temporal run, or a tile of inputs for one, of an entry that holds no accumulators.
     NO_STATE = 5
-    #: The difference buffer does not hold exactly the positions of the entry. A run uses the deltas
-    #: up, even one that is refused; so does writing the layer table.
+    #: The difference buffer does not hold exactly the positions of the entry, or those of another
+    #: mode; or its inputs do not fit the reference buffer. A run uses the deltas up, even one that
+    #: is refused; so does writing the layer table.
     NO_DELTAS = 6
-    #: The layer-table entry has a zero size or does not fit the device.
+    #: The layer-table entry has a zero size, does not fit the device or may not run in this mode.
     BAD_LAYER = 7
 
 
@@ -199,6 +239,24 @@ class LayerEntry(data.Struct):
     reference_base: 24
 
 
+class Decision(data.Struct):
+    """What the table of decisions holds of a decision, besides counts.
+
+    ``rule`` and ``spatial`` are the host's; with a fixed rule, ``mode`` is, too.
+    """
+
+    rule: Rule
+    #: Whether its entries may be spatial: all of them, or none.
+    spatial: 1
+    #: Mode of the next runs of entries that hold accumulators.
+    mode: 2
+    #: Steps since RESET, up to 2.
+    steps: 2
+    #: An entry held no accumulators in the current step.
+    blind: 1
+    reserved: 24
+
+
 class Counters(NamedTuple):
     """Exact counts of one run and of the deltas that were encoded for it, 32 bits each.
 
@@ -222,12 +280,21 @@ class Counters(NamedTuple):
     stall_item: int = 0
     #: A cluster had written its last accumulators and waited for the others.
     stall_cluster: int = 0
+    #: Work items that a position-by-position encoding of the inputs has in each mode, whatever the
+    #: tile's: 0 if deltas were sent, without accumulators to be temporal, or where spatial runs are
+    #: not allowed.
+    digits_dense: int = 0
+    digits_temporal: int = 0
+    digits_spatial: int = 0
+    #: :class:`Mode` of the run.
+    mode: int = 0
     #: Cycles in which the encoder waited for the link in the middle of a tile.
     stall_link: int = 0
 
     def __add__(self, other: "Counters") -> "Counters":  # type: ignore[override]
-        """Add the counts of two runs."""
-        return Counters(*(a + b for a, b in zip(self, other, strict=True)))
+        """Add the counts of two runs; the mode is that of the second."""
+        total = Counters(*(a + b for a, b in zip(self, other, strict=True)))
+        return total._replace(mode=other.mode)
 
     @classmethod
     def unpack(cls, raw: bytes) -> "Counters":

@@ -164,7 +164,9 @@ def _run(options: argparse.Namespace) -> int:
                 model, program, sampler, seed=options.seed, memory=memory, conditioning=conditioning
             )
         else:
-            policy = policy_of(options.policy, costs_of(program, memory))
+            has_table = bool(config.reference_depth) and not memory.holds
+            costs = costs_of(program, memory)
+            policy = policy_of(options.policy, costs, has_table=has_table)
         checkpoint = stack.enter_context(cli_resume.checkpoint_of(options, config, path))
         if checkpoint.steps:
             logging.getLogger("ditto").info("%d steps are done already", checkpoint.steps)

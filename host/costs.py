@@ -15,7 +15,7 @@ from ditto.host.layers import Linear, Product
 from ditto.host.program import Part, Placement
 from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, row_lengths
 from ditto.sim.golden import items, shares, taps
-from ditto.sim.spatial import spatial
+from ditto.sim.spatial import spatial, stretched
 
 __all__ = ["LayerCosts", "ProductCosts", "count_items"]
 
@@ -82,17 +82,22 @@ class _Costs:
             digits += _all(own).sum(axis=-1)
         return cycles, digits
 
-    def _band(self, entry: dict[str, int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the cycles of output rows with so many items, of shape (samples, rows)."""
-        tap = taps(entry)
+    def _band(
+        self, entry: dict[str, int], rows: NDArray[np.int64], lead: int = 0
+    ) -> NDArray[np.int64]:
+        """Return the cycles of output rows with so many items, of shape (samples, rows).
+
+        Those of a spatial run have their ``lead``, see :func:`ditto.sim.golden.shares`.
+        """
+        tap_count = entry["kernel_height"] * entry["kernel_width"]
         lengths = row_lengths(rows & (1 << _HIGH) - 1, rows >> _HIGH, self._config)
         result = np.zeros(len(rows), np.int64)
-        for share in shares(entry, self._config.clusters)[: entry["split"]]:
+        for share in shares(entry, self._config.clusters, lead)[: entry["split"]]:
             tiles, count = entry["tiles"], len(share.positions)
             gaps = np.tile(share.gaps, tiles)
             gaps[count :: max(count, 1)] += share.rest
             own = np.tile(lengths[:, share.positions], tiles)
-            result = np.maximum(result, _schedule(own, gaps.tolist(), tap.shape[1], self._config))
+            result = np.maximum(result, _schedule(own, gaps.tolist(), tap_count, self._config))
         return result
 
 
@@ -158,10 +163,12 @@ class LayerCosts(_Costs):
                 padded = np.concatenate([own, np.zeros_like(own[:, :1])], axis=1)
                 own = padded[:, gather].reshape(len(own), len(gather), -1)
             for band in part.bands:
-                deltas, index = spatial(own[:, band.inputs], band.entry)
+                entry = band.entry
+                deltas = spatial(own[:, band.inputs], entry)
                 counts = self._items[deltas + np.int16(_REACH)].sum(axis=-1, dtype=np.int64)
-                cycles += self._band(band.entry, counts[:, index].sum(axis=-1))
-                digits += _all(counts[:, counts.shape[1] // 2 : -1]).sum(axis=-1)
+                rows = _pad(counts)[:, taps(stretched(entry))].sum(axis=-1)
+                cycles += self._band(entry, rows, entry["lead"])
+                digits += _all(counts).sum(axis=-1)
         return cycles, digits
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import Decision, Rule, pack
 from ditto.host.costs import LayerCosts, count_items
 from ditto.host.layers import Linear, Product
 from ditto.host.program import Placement, Program
@@ -30,6 +31,7 @@ __all__ = [
     "Planned",
     "Policy",
     "RunTime",
+    "Tabled",
     "costs_of",
     "count_digits",
     "plan",
@@ -436,8 +438,53 @@ def plan(cost: LayerCost, cycles: Mapping[ModeName, NDArray[np.int64]]) -> list[
     return result
 
 
-def policy_of(name: str, costs: Sequence[LayerCost]) -> MakePolicy:
+_RULES = {"defo": Rule.DEFO, "defo+": Rule.DEFO, "adaptive": Rule.ADAPTIVE}
+
+
+class Tabled:
+    """Modes that the device's table of decisions chooses, see :class:`ditto.hdl.protocol.Rule`.
+
+    It decides for layers with constant weights; for products of two activations, the host does.
+
+    Parameters
+    ----------
+    name
+        A policy that the table knows: ``defo``, ``defo+`` or ``adaptive``.
+    products
+        The policy of the products.
+    """
+
+    def __init__(self, name: str, products: Policy) -> None:
+        self._rule, self._may_be_spatial = _RULES[name], name != "defo"
+        self._products = products
+
+    def words(self, program: Program) -> list[int]:
+        """Return the table at the beginning of a sample."""
+        words = [0] * (4 * program.decisions)
+        for placement in program.layers:
+            for bands in zip(*(part.states for part in placement.parts), strict=True):
+                own = [band.entry for part_bands in bands for band in part_bands]
+                if not isinstance(placement.layer, Linear):
+                    continue
+                spatial = self._may_be_spatial and all(entry["spatial"] for entry in own)
+                word = pack(Decision, rule=self._rule, spatial=int(spatial))
+                words[4 * own[0]["decision"]] = int.from_bytes(word, "little")
+        return words
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run of a product."""
+        return self._products.choose(layer, has_state)
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Take note of what a run took."""
+        self._products.observe(layer, seen)
+
+
+def policy_of(name: str, costs: Sequence[LayerCost], *, has_table: bool = False) -> MakePolicy:
     """Return what makes a policy of :data:`POLICIES`.
+
+    With ``has_table``, the device's table of decisions carries out those that it knows: for a
+    device that has one, with all memory on the chip.
 
     ``oracle`` has to know the sample beforehand: see :func:`plan` and
     :func:`ditto.host.session.foresee`.
@@ -447,6 +494,9 @@ def policy_of(name: str, costs: Sequence[LayerCost]) -> MakePolicy:
     ValueError
         If there is no such policy.
     """
+    if has_table and name in _RULES:
+        products = policy_of(name, costs)
+        return lambda sample: Tabled(name, products(sample))
     if name in ("dense", "temporal"):
         return lambda sample: Fixed(cast(ModeName, name))
     if name in ("defo", "defo+"):

@@ -47,6 +47,7 @@ CRC_BYTES = 4
 _HEADER = size(CommandHeader)
 _ANSWER = size(ResponseHeader)
 _ENTRY = size(LayerEntry)
+_DECISION = 4  # bytes of a word
 _RESPONSE_BYTES = 1024  # data of a READ's response, at most (or one word)
 _TRIES = 5
 
@@ -81,6 +82,18 @@ class Accelerator(Protocol):
 
     def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
         """Fill the difference buffer with an entry's deltas, of shape (positions, channels)."""
+        ...
+
+    def write_inputs(self, entry: int, inputs: NDArray[Any], mode: Mode = Mode.AUTO) -> None:
+        """Let the device take the differences of an entry's inputs, for a run in a mode."""
+        ...
+
+    def write_decisions(self, first: int, words: Sequence[int]) -> None:
+        """Write words of the table of decisions, from ``first`` on."""
+        ...
+
+    def read_decisions(self, first: int, count: int) -> list[int]:
+        """Return words of the table of decisions, from ``first`` on."""
         ...
 
     def run(self, entry: int, mode: Mode) -> Counters:
@@ -286,15 +299,56 @@ class Device:
         CommandError
             If they do not fit the difference buffer.
         """
-        stream = pack_deltas(deltas)
-        for at, n in _chunks(len(stream), self._capacity):
+        self._write_tile(Space.DELTAS, entry, pack_deltas(deltas))
+
+    def write_inputs(self, entry: int, inputs: NDArray[Any], mode: Mode = Mode.AUTO) -> None:
+        """Fill the difference buffer with the differences of an entry's quantized inputs.
+
+        The device takes them itself. The entry holds no accumulators until it has run.
+
+        Parameters
+        ----------
+        entry
+            Number of the layer-table entry.
+        inputs
+            Of shape (positions, channels), in two's complement of ``activation_bits``.
+        mode
+            Of the run; ``AUTO`` for that of the table of decisions.
+
+        Raises
+        ------
+        CommandError
+            If the device has no reference buffer, or the entry no accumulators for a temporal run.
+        """
+        stream = np.asarray(inputs, dtype=np.int64).astype(np.uint8).tobytes()
+        self._write_tile(Space.INPUTS, entry, stream, mode)
+
+    def write_decisions(self, first: int, words: Sequence[int]) -> None:
+        """Write words of 32 bits of the table of decisions, see :attr:`Space.DECISIONS`.
+
+        Raises
+        ------
+        CommandError
+            If they lie outside of the table, or there is none.
+        """
+        raw = np.asarray(words, "<u4").tobytes()
+        self._write_words(Space.DECISIONS, first, raw, _DECISION, 4 * self.config.layers)
+
+    def read_decisions(self, first: int, count: int) -> list[int]:
+        """Return words of 32 bits of the table of decisions, from ``first`` on.
+
+        Raises
+        ------
+        CommandError
+            If they lie outside of the table, or there is none.
+        """
+        raw = b"".join(
             self._command(
-                Opcode.WRITE,
-                stream[at : at + n],
-                space=Space.DELTAS,
-                address=entry,
-                count=int(at > 0),
+                Opcode.READ, space=Space.DECISIONS, address=first + at, count=n, size=_DECISION
             )
+            for at, n in _chunks(count, _RESPONSE_BYTES // _DECISION)
+        )
+        return np.frombuffer(raw, "<u4").tolist()
 
     def run(self, entry: int, mode: Mode) -> Counters:
         """Run a layer-table entry: ``a = W * d + start``, and count.
@@ -315,6 +369,18 @@ class Device:
         if words.ndim != 2 or words.shape[1] != self.config.columns:
             raise ValueError(f"words are of shape (rows, {self.config.columns}), not {words.shape}")
         return pack_words(words, bits), word_bytes(self.config.columns, bits)
+
+    def _write_tile(self, space: Space, entry: int, stream: bytes, mode: Mode = Mode.DENSE) -> None:
+        """Begin a tile and write all of it."""
+        for at, n in _chunks(len(stream), self._capacity):
+            self._command(
+                Opcode.WRITE,
+                stream[at : at + n],
+                space=space,
+                address=entry,
+                count=int(at > 0),
+                mode=mode,
+            )
 
     def _write_words(
         self, space: Space, first: int, raw: bytes, word: int, depth: int, bank: int = 0

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from ditto.host.defo import (
     ModeName,
     Observation,
     Policy,
+    Tabled,
     costs_of,
     count_digits,
 )
@@ -143,8 +144,10 @@ class _ProductState:
 class _State:
     """What the accumulators of every layer stand for, in one of a program's states."""
 
-    #: The quantized input of each layer with constant weights.
+    #: The quantized input of each layer with constant weights, where the host needs it.
     references: list[NDArray[np.int64] | None]
+    #: Whether the accumulators of such a layer stand for its last input.
+    held: list[bool]
     products: list[_ProductState | None]
     policy: Policy
     step: int = -1
@@ -208,9 +211,10 @@ class Executor:
         self._golden = Golden(program.config) if check else None
         #: Weights that stay in the device from run to run, by their first row.
         self._kept: dict[int, NDArray[np.int64]] = {}
-        program.load(device)
-        if self._golden is not None:
-            program.load(self._golden)
+        #: Whether the device takes the differences of layers with constant weights.
+        self._takes_inputs = program.config.reference_depth > 0
+        for target in self._devices():
+            program.load(target, tau)
         self.begin()
 
     def begin(self, policy: Policy | None = None) -> None:
@@ -227,9 +231,18 @@ class Executor:
             self._golden.reset()
         count = len(self.program.layers)
         self._states = [
-            _State([None] * count, [None] * count, copy.deepcopy(policy) if state else policy)
+            _State(
+                [None] * count,
+                [False] * count,
+                [None] * count,
+                copy.deepcopy(policy) if state else policy,
+            )
             for state in range(self.program.states)
         ]
+        if isinstance(policy, Tabled):
+            words = policy.words(self.program)
+            for device in self._devices():
+                device.write_decisions(0, words)
         self._select(0)
 
     def enter(self, model: Model, program: Program) -> None:
@@ -243,8 +256,12 @@ class Executor:
         self.model, self.program = model, program
         for state in self._states:
             state.references = [None] * len(state.references)
+            state.held = [False] * len(state.held)
             state.products = [None] * len(state.products)
         self._select(self._state)
+        if self._takes_inputs:
+            for device in self._devices():
+                program.write_table(device, self.tau)
 
     def skip(self, steps: int) -> None:
         """Count steps that the sample has behind it; the next one is dense all the same."""
@@ -281,6 +298,7 @@ class Executor:
         """Go on with a state."""
         self._state = state
         self._references = self._states[state].references
+        self._held = self._states[state].held
         self._products = self._states[state].products
         self._policy = self._states[state].policy
 
@@ -305,6 +323,8 @@ class Executor:
         """Return the accumulators of a layer with constant weights: (positions, outputs)."""
         placement = self.program.layers[index]
         q = layer.quantize(x)
+        if self._takes_inputs:
+            return self._by_inputs(index, layer, q)
         reference = self._references[index]
         choice = self._policy.choose(index, reference is not None)
         deltas: dict[ModeName, NDArray[np.int64]] = {"dense": q - layer.zero_point}
@@ -330,6 +350,44 @@ class Executor:
         self._note(index, choice, taken, dense_cycles, digits)
         sums = np.concatenate(parts, axis=1)
         if placement.rest is not None:
+            sums = sums + placement.rest.sums(q - layer.zero_point)
+        return sums
+
+    def _by_inputs(self, index: int, layer: Linear, q: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Do the same on a device that takes differences itself, and may choose the mode."""
+        placement = self.program.layers[index]
+        held = self._held[index]
+        choice = self._policy.choose(index, held)
+        is_auto = isinstance(self._policy, Tabled)
+        mode = Mode.AUTO if is_auto else Mode[choice.mode.upper()]
+        dense = q - layer.zero_point
+
+        taken, dense_cycles = _Taken(), 0
+        parts = []
+        for part in placement.parts:
+            got, own = self._part(placement, part, mode, dense)
+            parts.append(part.lowered.outputs(got))
+            taken = taken.plus(own)
+            used = Mode(own.counters.mode)
+            dense_cycles += own.counters.cycles if used is Mode.DENSE else self._cycles(part, dense)
+        counters = taken.counters
+        name = cast(ModeName, Mode(counters.mode).name.lower())
+        choice = Choice(name) if is_auto else choice
+        self._held[index] = choice.keep
+        digits: dict[ModeName, int] = {"dense": counters.digits_dense}
+        if held:
+            digits["temporal"] = counters.digits_temporal
+        if all(band.entry["spatial"] for band in placement.bands):
+            digits["spatial"] = counters.digits_spatial
+        self._note(index, choice, taken, dense_cycles, digits)
+        sums = np.concatenate(parts, axis=1)
+        if placement.rest is not None:
+            if self.tau:
+                # What the accumulators stand for, as the device has it.
+                reference = self._references[index]
+                if choice.mode == "temporal" and reference is not None:
+                    q = reference + self._applied(q - reference)
+                self._references[index] = q
             sums = sums + placement.rest.sums(q - layer.zero_point)
         return sums
 
@@ -481,9 +539,12 @@ class Executor:
         deltas: NDArray[np.int64],
         run: _Run | None = None,
     ) -> tuple[NDArray[np.int64], _Taken]:
-        """Run a part on the deltas of its layer; return the device's accumulators."""
+        """Run a part on the deltas of its layer; return the device's accumulators.
+
+        If the device takes them itself, the deltas are dense whatever the mode.
+        """
         lowered, bands = part.lowered, part.states[self._state]
-        work = lowered.deltas(deltas)
+        work = part.inputs(deltas) if bands[0].takes_inputs else lowered.deltas(deltas)
         result = np.empty((bands[-1].outputs.stop, lowered.layer.outputs), np.int64)
         copies = part.copies(self.program.config)
         taken = _Taken()
@@ -498,17 +559,23 @@ class Executor:
         part: Part,
         band: Band,
         mode: Mode,
-        deltas: NDArray[np.int64],
+        work: NDArray[np.int64],
         run: _Run | None,
     ) -> tuple[NDArray[np.int64], Counters]:
         """Run a band, and check it; return its accumulators and counters."""
-        tile = deltas[band.inputs]
-        self.device.write_deltas(band.number, tile)
-        counters = self.device.run(band.number, mode)
+        tile = work[band.inputs]
+
+        def run_on(device: Accelerator) -> Counters:
+            if band.takes_inputs:
+                device.write_inputs(band.number, tile, mode)
+            else:
+                device.write_deltas(band.number, tile)
+            return device.run(band.number, mode)
+
+        counters = run_on(self.device)
         got = part.read(self.device, band)
         if self._golden is not None:
-            self._golden.write_deltas(band.number, tile)
-            expected = self._golden.run(band.number, mode)
+            expected = run_on(self._golden)
             want = part.read(self._golden, band)
             step, name = self._states[self._state].step, placement.layer.name
             different = np.argwhere(got != want)

@@ -6,6 +6,7 @@ and matrix product with quantized operands becomes a layer for the device, see
 """
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ from ditto.host.layers import Linear, ModelError
 __all__ = ["Accelerate", "Linear", "Model", "ModelError", "read"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_BYTES = 1 << 30  # of an input; more is a damaged file
+_MOST_POSITIONS = 1 << 18  # of an image; more than any device could work on in useful time
 
 Accelerate = Callable[..., NDArray[np.float32]]
 """Evaluates the layer of an index on its float operands, and returns its float output."""
@@ -215,8 +219,8 @@ class Model:
         Raises
         ------
         ModelError
-            If the model leaves more than the batch open and no inputs are given, or if a layer is
-            not evaluated exactly once in a run.
+            If the model leaves more than the batch open or takes too large inputs, and none are
+            given; or if a layer is not evaluated exactly once in a run.
         """
         if inputs is None:
             for name, axes in self._open_axes.items():
@@ -225,6 +229,12 @@ class Model:
                     raise ModelError(
                         f"{self.name} leaves the size of its input {name} open at axis {axis}"
                         f"{known}; export it with fixed sizes"
+                    )
+            for name, (shape, dtype) in self.inputs.items():
+                if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > _MOST_BYTES:
+                    raise ModelError(
+                        f"input {name} of {self.name} has the shape {tuple(shape)}; sizes are "
+                        f"positive, and an input has at most {_MOST_BYTES} bytes"
                     )
             inputs = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.inputs.items()}
         found: dict[int, Any] = {}
@@ -236,10 +246,16 @@ class Model:
             shapes = tuple(x.shape for x in operands)
             if isinstance(layer, Linear):
                 found[index] = shapes[0]
-                height, width = layer.output_image(layer.image(shapes[0]))
+                image = layer.image(shapes[0])
+                height, width = layer.output_image(image)
                 if height < 1 or width < 1:
                     raise ModelError(
                         f"layer {layer.name} has no output for an input of {shapes[0]}"
+                    )
+                if max(height * width, math.prod(image)) > _MOST_POSITIONS:
+                    raise ModelError(
+                        f"layer {layer.name} makes {height} x {width} positions of {image[0]} x "
+                        f"{image[1]}; at most {_MOST_POSITIONS} are possible"
                     )
                 return np.zeros(layer.output_shape(shapes[0]), np.float32)
             found[index] = shapes

@@ -28,13 +28,17 @@ class LimitError(Exception):
 
 def record(program: Program, sample: int, timestep: int, run: LayerRun) -> dict[str, Any]:
     """Return what is known of a layer's run, as plain values for JSON."""
+    counters = run.counters._asdict()
+    # Of the device's, `digits` has what it counts; the mode has a name.
+    for name in ("mode", "digits_dense", "digits_temporal", "digits_spatial"):
+        del counters[name]
     return {
         "sample": sample,
         "step": run.step,
         "timestep": timestep,
         "layer": program.layers[run.layer].layer.name,
         "mode": run.mode.name.lower(),
-        **run.counters._asdict(),
+        **counters,
         "stall_memory": run.stall_memory,
         "digits": dict(run.digits),
         "traffic": run.traffic._asdict(),

@@ -222,11 +222,12 @@ def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakeP
     """
 
     def oracle(sample: int) -> Planned:
-        own = [
-            {mode: recording.cycles[mode][layer, :, sample] for mode in ("temporal", *cost.rests)}
-            for layer, cost in enumerate(costs)
-        ]
-        return Planned([plan(cost, cycles) for cost, cycles in zip(costs, own, strict=True)])
+        choices: list[list[Choice]] = []
+        for layer, cost in enumerate(costs):
+            modes: tuple[ModeName, ...] = ("temporal", *cost.rests)
+            cycles = {mode: recording.cycles[mode][layer, :, sample] for mode in modes}
+            choices.append(plan(cost, cycles))
+        return Planned(choices)
 
     if name == "oracle":
         return oracle

@@ -15,6 +15,7 @@ from ditto.host.layers import Layer, Linear, Product
 from ditto.host.lowering import Lowered, lower, windows
 from ditto.host.narrow import Rest, narrow_layer
 from ditto.sim.golden import shares
+from ditto.sim.spatial import edges
 
 __all__ = ["Band", "Part", "Placement", "PlacementError", "Program", "suggest"]
 
@@ -34,6 +35,8 @@ class Band(NamedTuple):
     inputs: slice
     #: Output positions that this band computes.
     outputs: slice
+    #: Whether the device takes the differences of its inputs.
+    takes_inputs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,12 @@ class Part:
     def bands(self) -> tuple[Band, ...]:
         """The entries of the first state."""
         return self.states[0]
+
+    def inputs(self, deltas: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the inputs for a device that takes differences, from the layer's dense deltas."""
+        zero_point = self.bands[0].entry["zero_point"]
+        # Where the layer's image has no input, there is the zero point.
+        return self.lowered.deltas(deltas) + (zero_point ^ 0x80) - 0x80
 
     def copies(self, config: Config) -> int:
         """Return how often a work item of one output position is worked off."""
@@ -168,6 +177,15 @@ class _Plan(NamedTuple):
         """Words of every weight bank."""
         return self.tiles * self.lowered.layer.taps * self.lowered.layer.channels
 
+    @property
+    def inputs(self) -> int:
+        """Inputs of all bands, of each of which the device holds a reference."""
+        if self.lowered.is_written:
+            return 0
+        layer = self.lowered.layer
+        width = 1 if layer.is_pointwise else layer.image(self.lowered.shape)[1]
+        return sum(cut.end_in - cut.first_in for cut in self.cuts) * width * layer.channels
+
     def words(self, config: Config) -> list[int]:
         """Return the words that each cut takes of every accumulator buffer."""
         entries = (
@@ -222,8 +240,11 @@ class Program:
     ----------
     layers : tuple of Placement
         Where each layer is.
-    weight_rows, accumulator_rows, entries : int
+    weight_rows, accumulator_rows, entries, references : int
         What the program takes of each memory.
+    decisions : int
+        How many decisions the device has for it: one for each state of a layer with constant
+        weights. 0 if the host takes differences.
 
     Raises
     ------
@@ -247,6 +268,7 @@ class Program:
             for layer, shape in zip(layers, shapes, strict=True)
         ]
         self.weight_rows = self.accumulator_rows = self.entries = 0
+        self.references = self.decisions = 0
         shared = max((_Rows.of(own).shared for own in plans), default=0)
         self._shared = 0
         self.weight_rows = shared
@@ -254,19 +276,36 @@ class Program:
             Placement(
                 layer=layer,
                 shape=shape,
-                parts=tuple(self._part(plan) for plan in own),
+                parts=self._parts(layer, own),
                 rest=_rest(layer, shape, config),
             )
             for layer, shape, own in zip(layers, shapes, plans, strict=True)
         )
 
-    def load(self, device: Accelerator) -> None:
-        """Write layer table and weights to a device."""
+    def write_table(self, device: Accelerator, threshold: int = 0) -> None:
+        """Write the layer table to a device; no entry then holds accumulators.
+
+        Parameters
+        ----------
+        device
+            The device.
+        threshold
+            Largest magnitude of the deltas that a device which takes them itself does not apply.
+        """
+        parts = [part for placement in self.layers for part in placement.parts]
+        bands = [band for part in parts for state in part.states for band in state]
+        # No delta is larger than the largest.
+        threshold = min(threshold, self.config.max_delta)
+        device.write_layers(
+            0, [b.entry | {"threshold": threshold} if b.takes_inputs else b.entry for b in bands]
+        )
+
+    def load(self, device: Accelerator, threshold: int = 0) -> None:
+        """Write layer table, see :meth:`write_table`, and weights to a device."""
         config = self.config
         device.reset()
         parts = [part for placement in self.layers for part in placement.parts]
-        bands = [band for part in parts for state in part.states for band in state]
-        device.write_layers(0, [band.entry for band in bands])
+        self.write_table(device, threshold)
         weights = np.zeros((config.clusters, self.weight_rows, config.columns), np.int64)
         for part in parts:
             if not part.lowered.is_written:
@@ -275,6 +314,39 @@ class Program:
                 weights[:, base : base + words.shape[1]] = words
         for cluster in range(config.clusters):
             device.write_weights(cluster, 0, weights[cluster])
+
+    def _parts(self, layer: Layer, plans: Sequence[_Plan]) -> tuple[Part, ...]:
+        """Place the parts of a layer, each state with a decision if the device decides."""
+        parts = tuple(self._part(plan) for plan in plans)
+        if not self.config.reference_depth or not isinstance(layer, Linear):
+            return parts
+        states: list[list[tuple[Band, ...]]] = [[] for _ in parts]
+        for state in range(self.states):
+            for number, part in enumerate(parts):
+                bands = [self._with_references(layer, band) for band in part.states[state]]
+                if number == len(parts) - 1:
+                    bands[-1].entry["decides"] = 1
+                states[number].append(tuple(bands))
+            self.decisions += 1
+        return tuple(
+            replace(part, states=tuple(own)) for part, own in zip(parts, states, strict=True)
+        )
+
+    def _with_references(self, layer: Linear, band: Band) -> Band:
+        """Give a band its place in the reference buffer, and what differences need."""
+        half = 1 << self.config.activation_bits - 1
+        is_signed = layer.low >= -half and layer.high < half
+        entry = band.entry | {
+            "reference_base": self.references,
+            "decision": self.decisions,
+            # Inputs become signed numbers where they are not.
+            "zero_point": layer.zero_point - (0 if is_signed else layer.low + half) & 0xFF,
+        }
+        ring = min(entry["split"] * entry["stride_x"], entry["in_width"]) * entry["channels"]
+        entry["spatial"] &= ring <= self.config.neighbour_depth
+        _check_fields(layer, entry)
+        self.references += entry["positions"] * entry["channels"]
+        return band._replace(entry=entry, takes_inputs=True)
 
     def _part(self, plan: _Plan) -> Part:
         """Place a part: constant weights once, activations as weights for each state."""
@@ -327,6 +399,10 @@ class Program:
                 "split": plan.split,
                 "skew": skew,
             }
+            margin, lead = edges(entry)
+            if max(margin, lead) < 16:
+                # `spatial` stays 0: the gateware has no such runs yet.
+                entry |= {"margin": margin, "lead": lead}
             bands.append(
                 Band(
                     number=self.entries,
@@ -442,7 +518,7 @@ class _Need(NamedTuple):
     share: int
 
 
-_SUMS = {"weight_rows", "accumulator_rows", "layers"}
+_SUMS = {"weight_rows", "accumulator_rows", "layers", "reference_depth"}
 
 
 def _needs(
@@ -514,6 +590,8 @@ def _needs(
         [states * sum(sum(plan.words(config)) for plan in own) for own in plans],
     )
     need("layers", [states * sum(len(plan.cuts) for plan in own) for own in plans])
+    if config.reference_depth:
+        need("reference_depth", [states * sum(plan.inputs for plan in own) for own in plans])
     return result
 
 

@@ -5,7 +5,6 @@ import json
 import logging
 import threading
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from ditto.host.npz import read_npz
 from ditto.host.output import OutputError, OutputFile
 from ditto.host.samplers import State
 
@@ -137,20 +137,21 @@ class Checkpoint:
 
     def _load(self) -> None:
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                facts = json.loads(arrays["facts"].tobytes())
-                states = {
-                    entry["sample"]: State(entry["step"], latents, estimate, entry["rng"])
-                    for entry, latents, estimate in zip(
-                        facts["samples"], arrays["latents"], arrays["estimates"], strict=True
-                    )
-                }
-            identity, version = facts["identity"], facts["format"]
+            arrays = read_npz(self.path)
+            facts = json.loads(arrays["facts"].tobytes())
+            identity, version = dict(facts["identity"]), facts["format"]
+            states = {}
+            for entry, latents, estimate in zip(
+                facts["samples"], arrays["latents"], arrays["estimates"], strict=True
+            ):
+                state = State(entry["step"], latents, estimate, entry["rng"])
+                _check(entry["sample"], state)
+                states[entry["sample"]] = state
         except FileNotFoundError:
             raise ResumeError(f"there is nothing to take up again: no file {self.path}") from None
         except OSError as error:
             raise ResumeError(f"cannot read {self.path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ResumeError(
                 f"{self.path} does not hold the steps of a run ({error}); delete it and repeat the "
                 "command without --resume"
@@ -167,3 +168,14 @@ class Checkpoint:
                 "--resume, or delete the file"
             )
         self.states = states
+
+
+def _check(sample: object, state: State) -> None:
+    """Raise an error if a sample can come to no such thing."""
+    for name, number in (("sample", sample), ("step", state.step)):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{name} {number!r}")
+    for array in (state.latents, state.estimate):
+        if array.dtype != np.float32 or array.ndim != 4 or array.shape != state.latents.shape:
+            raise ValueError(f"an image of {array.shape} {array.dtype}")
+    np.random.default_rng().bit_generator.state = state.rng

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.host.model import ModelError
+from ditto.host.npz import read_npz
 
 __all__ = [
     "DDIM",
@@ -48,6 +49,10 @@ image, or the way from the image to the noise (rectified flow)."""
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """How betas grow, by diffusers' names: evenly, evenly in their roots, or by a cosine."""
+
+
+_MOST_STEPS = 1_000_000
+"""Noising steps that a schedule may have: far more than any model, and no danger for the memory."""
 
 
 class SamplerError(ValueError):
@@ -119,7 +124,10 @@ class Schedule:
                     f"the model's property ditto.{name} = {text!r} is no number"
                 ) from None
         schedule = cls(**values)
-        if schedule.train_steps < 1 or not 0 < schedule.beta_start <= schedule.beta_end < 1:
+        if (
+            not 1 <= schedule.train_steps <= _MOST_STEPS
+            or not 0 < schedule.beta_start <= schedule.beta_end < 1
+        ):
             raise ModelError(f"the model's noise schedule is impossible: {schedule}")
         return schedule
 
@@ -636,9 +644,8 @@ def load_inputs(path: Path | str) -> dict[str, NDArray[Any]]:
         If it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_npz(path)
     except FileNotFoundError:
         raise ModelError(f"cannot read {path}: no such file") from None
-    except Exception as error:  # a damaged archive can be wrong in any way
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not a usable .npz file: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ditto.hdl.protocol import CommandError, Counters, Mode
+from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, size, unpack
 from ditto.host.device import Accelerator, Device, word_bytes
 from ditto.sim.golden import Golden, items
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
@@ -24,6 +24,7 @@ __all__ = ["Check", "selftest"]
 
 _ROUND_TRIPS = 16
 _SECONDS = 0.5  # of traffic in one direction, at least
+_NONE = dict.fromkeys(unpack(LayerEntry, bytes(size(LayerEntry))), 0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def selftest(device: Accelerator, *, seed: int = 0, rounds: int = 8) -> Iterator
         ("accumulators", test.accumulators),
         ("difference buffer", test.differences),
         ("layer table", test.table),
+        *([("reference buffer", test.references)] if device.config.reference_depth else []),
         *((f"array, layer {number}", test.layer) for number in range(rounds)),
         ("link, repeats", test.repeats),
     ]
@@ -124,6 +126,10 @@ class _Test:
     def run(self, number: int, mode: Mode, deltas: NDArray[Any]) -> Counters:
         """Run an entry; counters must be equal."""
         self.both("write_deltas", number, deltas)
+        return self.run_tile(number, mode)
+
+    def run_tile(self, number: int, mode: Mode) -> Counters:
+        """Run what was written; counters must be equal."""
         got, want = self.device.run(number, mode), self.golden.run(number, mode)
         for name, a, b in zip(Counters._fields, got, want, strict=True):
             if a != b and name != "stall_link":
@@ -234,7 +240,7 @@ class _Test:
                 first = min(first, config.accumulator_rows - tiles * positions)
                 entry = _linear(positions, channels, tiles=tiles, accumulators=first)
                 self.load(0, entry, self.random_weights(tiles * channels))
-                for mode in Mode:
+                for mode in (Mode.DENSE, Mode.TEMPORAL):
                     self.run(0, mode, random_deltas(self.rng, config, entry, "full"))
             # Only now, so that a word which another one overwrites is found.
             count += self.compare(0, config.accumulator_rows, "accumulators")
@@ -282,6 +288,34 @@ class _Test:
             self.run(number, Mode.DENSE, np.array([[config.max_delta]]))
             self.compare(number % config.accumulator_rows, 1, "sums")
         return f"{config.layers} entries, each run"
+
+    def references(self) -> str:
+        """Fill the reference buffer, and take differences from all that it holds."""
+        config = self.config
+        channels = min(config.channels, config.weight_rows)
+        most = min(config.positions, config.accumulator_rows)
+        positions = min(most, config.item_depth // config.digits // channels)
+        half = 1 << config.activation_bits - 1
+        if positions * channels > config.reference_depth:
+            positions, channels = 1, min(channels, config.reference_depth)
+        inputs = positions * channels
+        last = config.reference_depth - inputs
+        bases = [min(base, last) for base in range(0, config.reference_depth, inputs)]
+        self.both("write_weights", 0, 0, self.random_weights(channels)[0])
+        for first in range(0, len(bases), config.layers):
+            group = bases[first : first + config.layers]
+            self.both(
+                "write_layers",
+                0,
+                [_NONE | _linear(positions, channels) | {"reference_base": base} for base in group],
+            )
+            # Only now is what others have overwritten taken a difference from.
+            for mode in (Mode.DENSE, Mode.TEMPORAL):
+                for number in range(len(group)):
+                    values = self.rng.integers(-half, half, (positions, channels))
+                    self.both("write_inputs", number, values, mode)
+                    self.run_tile(number, mode)
+        return f"{config.reference_depth:,} inputs, and as many differences"
 
     def layer(self) -> str:
         """Run a random layer, dense and in differences of every kind."""

@@ -19,7 +19,7 @@ from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
 from ditto.host.program import Program
-from ditto.host.resume import Checkpoint
+from ditto.host.resume import Checkpoint, ResumeError
 from ditto.host.samplers import Sampler, State, denoise
 from ditto.sim.golden import Golden
 from ditto.sim.memory import MEMORIES, Memory
@@ -122,6 +122,8 @@ def draw(
     ------
     MismatchError
         If a device differs from the golden model, and ``check`` is on.
+    ResumeError
+        If the checkpoint holds images of another size.
     """
     given = conditioning or Conditioning(model)
     shape = given.shape
@@ -133,6 +135,12 @@ def draw(
     stop = threading.Event()
     lock = threading.Lock()
     result = Drawing(np.empty((samples, *shape[1:]), np.float32), [[] for _ in range(samples)])
+    for state in starts.values():
+        if state.latents.shape != tuple(shape):
+            raise ResumeError(
+                f"the run to take up has images of {state.latents.shape}, but the model makes "
+                f"{tuple(shape)}; delete its file and repeat the command without --resume"
+            )
     for sample in range(samples):
         if sample in starts and starts[sample].step == steps:
             result.images[sample] = starts[sample].latents[0]

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import Mode
 from ditto.host.device import Device
 from ditto.host.model import Model
 from ditto.host.program import Program
@@ -77,6 +78,10 @@ class _Metered(Device):
         # Everything until the next tile belongs to this one.
         self._meter.traffic = self.entries[entry]
         super().write_deltas(entry, deltas)
+
+    def write_inputs(self, entry: int, inputs: NDArray[Any], mode: Mode = Mode.AUTO) -> None:
+        self._meter.traffic = self.entries[entry]
+        super().write_inputs(entry, inputs, mode)
 
 
 def measure(

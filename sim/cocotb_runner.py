@@ -46,6 +46,8 @@ def run_cocotb(
     build_dir: Path | None = None,
     source: str | None = None,
     plusargs: Sequence[str] = (),
+    last_module: str | None = None,
+    coverage: Path | None = None,
 ) -> int:
     """Convert a component to Verilog and run all tests of a cocotb module on it.
 
@@ -74,7 +76,11 @@ def run_cocotb(
     source
         Verilog to simulate instead of the component's own, with the same ports.
     plusargs
-        What the Verilog reads by ``$value$plusargs``, such as ``+name=1``.
+        What the simulator is told, such as ``+verilator+seed+1``.
+    last_module
+        Another module, beside the testbench, which is imported after it.
+    coverage
+        Where to write Verilator's data on line and toggle coverage; the Verilog goes beside it.
 
     Returns
     -------
@@ -105,12 +111,14 @@ def run_cocotb(
         # Under pytest, the runner would choose the names and end the process by itself.
         os.environ.pop("PYTEST_CURRENT_TEST", None)
         os.environ["DITTO_PARAMETERS"] = json.dumps(dict(parameters or {}))
-        model = _model(source, top_name, simulator, build_dir or _cache_dir())
+        os.environ["COCOTB_MAX_FAILURES"] = "1"
+        options = ["--coverage-line", "--coverage-toggle"] if coverage else []
+        model = _model(source, top_name, simulator, build_dir or _cache_dir(), options)
         log, results = Path(work, "log.txt"), Path(work, "results.xml")
         error = ""
         try:
             get_runner(simulator).test(
-                test_module=testbench.stem,
+                test_module=[testbench.stem, *([last_module] if last_module else [])],
                 hdl_toplevel=top_name,
                 hdl_toplevel_lang="verilog",
                 build_dir=model,
@@ -121,6 +129,9 @@ def run_cocotb(
                 plusargs=list(plusargs),
             )
             count, failed = _count(results)
+            if coverage:
+                shutil.move(Path(work, "coverage.dat"), coverage)
+                coverage.with_suffix(".v").write_text(source)
         except (RuntimeError, SystemExit, OSError) as stop:
             count = failed = 0
             error = str(stop)
@@ -166,10 +177,10 @@ def _environment(simulator: str) -> dict[str, str]:
     }
 
 
-def _model(source: str, top_name: str, simulator: str, cache: Path) -> Path:
+def _model(source: str, top_name: str, simulator: str, cache: Path, options: Sequence[str]) -> Path:
     """Return the directory of the compiled model; compile it if it is not there."""
     tools = [simulator, version("cocotb"), version("verilator"), sys.prefix, sys.version]
-    recipe = [source, top_name, *tools, *_BUILD_ARGS[simulator]]
+    recipe = [source, top_name, *tools, *_BUILD_ARGS[simulator], *options]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     model = cache / f"{top_name}-{simulator}-{digest}"
     if model.is_dir():
@@ -191,7 +202,7 @@ def _model(source: str, top_name: str, simulator: str, cache: Path) -> Path:
             get_runner(simulator).build(
                 sources=[verilog_file],
                 hdl_toplevel=top_name,
-                build_args=_BUILD_ARGS[simulator],
+                build_args=[*_BUILD_ARGS[simulator], *options],
                 build_dir=build,
                 timescale=("1ns", "1ps"),
                 log_file=log,

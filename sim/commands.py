@@ -10,10 +10,12 @@ from ditto.hdl.config import Config
 from ditto.hdl.protocol import (
     CommandHeader,
     Counters,
+    Decision,
     LayerEntry,
     Mode,
     Opcode,
     ResponseHeader,
+    Rule,
     Space,
     pack,
     size,
@@ -23,6 +25,7 @@ from ditto.sim.workload import clearing_entry, random_weights
 
 __all__ = ["random_command", "random_commands", "without_link_stalls"]
 
+_SPACES = (Space.LAYERS, Space.WEIGHTS, Space.DELTAS)
 _TAPS = 2  # of the largest kernel
 _TILES = 2
 _CHANNELS = 4
@@ -57,6 +60,7 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             (Space.WEIGHTS, cluster, config.weight_rows, _weight_bytes(config))
             for cluster in range(config.clusters)
         ),
+        *([(Space.DECISIONS, 0, 4 * config.layers, 4)] if config.reference_depth else []),
     ]:
         # As many words as a frame holds, with its header and its check.
         most = (config.frame_bytes - size(CommandHeader) - 4) // word
@@ -64,9 +68,20 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             data = bytes(min(most, depth - at) * word)
             sequence += 1
             yield _command(sequence, Opcode.WRITE, data, space=space, bank=bank, address=at)
+    clearing = clearing_entry(config)
+    steps: list[tuple[Opcode, Space, bytes]] = []
+    if config.reference_depth:
+        # A tile of inputs is what writes references.
+        for base in range(0, config.reference_depth, _CHANNELS):
+            first = min(base, config.reference_depth - _CHANNELS)
+            entry = pack(LayerEntry, **clearing | {"channels": _CHANNELS, "reference_base": first})
+            steps.append((Opcode.WRITE, Space.LAYERS, entry))
+            steps.append((Opcode.WRITE, Space.INPUTS, bytes(_CHANNELS)))
     # A run is what writes accumulators.
+    body = b""
     for op, space, data in [
-        (Opcode.WRITE, Space.LAYERS, pack(LayerEntry, **clearing_entry(config))),
+        *steps,
+        (Opcode.WRITE, Space.LAYERS, pack(LayerEntry, **clearing)),
         (Opcode.WRITE, Space.DELTAS, bytes(1)),
         (Opcode.RUN, Space.LAYERS, b""),
     ]:
@@ -75,12 +90,26 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
         yield body
     while True:
         chance = rng.random()
-        if chance < 0.85:
+        if chance < 0.1:
+            # Alone, random commands hardly ever make a run that is carried out.
+            for header, data in _runs(rng, config):
+                sequence += 1
+                yield _command(sequence, data=data, **header)
+        elif chance < 0.85:
             body = random_command(rng, config, (sequence + 1) % (1 << 16))
             sequence = int.from_bytes(body[:2], "little")
             yield body
-        elif chance < 0.93:
+        elif chance < 0.91:
             yield body
+        elif chance < 0.93:
+            # The last sequence with another header, mostly.
+            other = random_command(rng, config, sequence)
+            if (
+                other[2] == Opcode.IDENTIFY.value
+                or other[: size(CommandHeader)] == (body[: size(CommandHeader)])
+            ):
+                body, sequence = other, int.from_bytes(other[:2], "little")
+            yield other
         else:
             other = random_command(rng, config, (sequence + rng.randint(2, 65535)) % (1 << 16))
             if other[2] == Opcode.IDENTIFY.value:
@@ -100,6 +129,43 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
     so that commands have to do with each other. Some are damaged: an opcode, mode or space that
     does not exist, an address outside, data that ends within a word.
     """
+    entry = _entry(rng, config)
+    op = rng.choice([*Opcode, Opcode.WRITE, Opcode.WRITE, Opcode.RUN, Opcode.RUN])
+    space = rng.choice([*_SPACES, Space.DELTAS])
+    if config.reference_depth and rng.random() < 0.5:
+        space = rng.choice([Space.INPUTS, Space.INPUTS, Space.INPUTS, Space.DECISIONS])
+    word = _accumulator_bytes(config)
+    header = dict(
+        sequence=sequence,
+        op=op,
+        mode=rng.choice([Mode.DENSE, Mode.DENSE, Mode.TEMPORAL, *Mode]),
+        space=space,
+        bank=rng.randint(0, config.clusters),
+        address=rng.randint(0, 3) if rng.random() < 0.9 else rng.randrange(1 << 16),
+        count=rng.choice([0, 0, 1, 2]),
+        size=rng.choice([1, (word + 1) // 2, word]),
+    )
+    words = rng.randint(1, 2)
+    data = {
+        Space.LAYERS: pack(LayerEntry, **entry) * words,
+        Space.WEIGHTS: _weights(rng, config, words),
+        Space.DELTAS: bytes(rng.choice([0, 1, 0xFF, 0x7F]) for _ in range(rng.randint(1, 12))),
+        Space.INPUTS: bytes(rng.choice([0, 3, 0xFF, 0x80]) for _ in range(rng.randint(1, 12))),
+        Space.DECISIONS: b"".join(_decision(rng) for _ in range(words)),
+    }[space]
+    if space in (Space.DELTAS, Space.INPUTS) and rng.random() < 0.3:
+        # As many as an entry has that fits, most of the time.
+        data = data[:1] * rng.choice(range(1, _POSITIONS * _CHANNELS + 1))
+    if rng.random() < 0.1:
+        data = data[:-1]
+    body = pack(CommandHeader, **header)
+    if rng.random() < 0.05:
+        body = body[:2] + rng.randbytes(3) + body[5:]
+    return body + (data if op is Opcode.WRITE or rng.random() < 0.1 else b"")
+
+
+def _entry(rng: random.Random, config: Config) -> dict[str, int]:
+    """Make the fields of a layer-table entry, most of which fit together."""
     entry = {
         "in_height": 1,
         "in_width": rng.randint(1, _POSITIONS),
@@ -119,31 +185,48 @@ def random_command(rng: random.Random, config: Config, sequence: int) -> bytes:
     }
     entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
     entry["skew"] = rng.randint(0, max(entry["split"] - 1, 0)) + (rng.random() < 0.05)
-    op = rng.choice([*Opcode, Opcode.WRITE, Opcode.WRITE, Opcode.RUN, Opcode.RUN])
-    space = rng.choice([*Space, Space.DELTAS])
-    word = _accumulator_bytes(config)
-    header = dict(
-        sequence=sequence,
-        op=op,
-        mode=rng.choice([Mode.DENSE, Mode.DENSE, Mode.TEMPORAL]),
-        space=space,
-        bank=rng.randint(0, config.clusters),
-        address=rng.randint(0, 3) if rng.random() < 0.9 else rng.randrange(1 << 16),
-        count=rng.choice([0, 0, 1, 2]),
-        size=rng.choice([1, (word + 1) // 2, word]),
-    )
-    words = rng.randint(1, 2)
-    data = {
-        Space.LAYERS: pack(LayerEntry, **entry) * words,
-        Space.WEIGHTS: _weights(rng, config, words),
-        Space.DELTAS: bytes(rng.choice([0, 1, 0xFF, 0x7F]) for _ in range(rng.randint(1, 12))),
-    }[space]
-    if rng.random() < 0.1:
-        data = data[:-1]
-    body = pack(CommandHeader, **header)
-    if rng.random() < 0.05:
-        body = body[:2] + rng.randbytes(3) + body[5:]
-    return body + (data if op is Opcode.WRITE or rng.random() < 0.1 else b"")
+    if config.reference_depth:
+        entry |= _differences(rng, config)
+    return entry
+
+
+def _runs(rng: random.Random, config: Config) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Make headers and data that write an entry and run it some times, begun in any way."""
+    entry = _entry(rng, config)
+    address = rng.randrange(config.layers)
+    yield dict(op=Opcode.WRITE, space=Space.LAYERS, address=address), pack(LayerEntry, **entry)
+    count = entry["in_width"] * entry["channels"]
+    for _ in range(rng.randint(1, 4)):
+        # Small changes, so that modes differ in what they take.
+        values = bytes(rng.choice([0, 0, 1, 2, 0x30, 0xFF]) for _ in range(count))
+        space = Space.INPUTS if config.reference_depth and rng.random() < 0.8 else Space.DELTAS
+        modes = [Mode.DENSE, Mode.TEMPORAL]
+        mode = rng.choice([*modes, Mode.AUTO, Mode.AUTO] if space is Space.INPUTS else modes)
+        yield dict(op=Opcode.WRITE, space=space, address=address, mode=mode), values
+        mode = rng.choice([mode, Mode.AUTO])
+        yield dict(op=Opcode.RUN, space=Space.LAYERS, address=address, mode=mode), b""
+
+
+def _differences(rng: random.Random, config: Config) -> dict[str, int]:
+    """Make the fields of an entry that differences take."""
+    last = max(config.reference_depth - _POSITIONS * _CHANNELS, 0)
+    return {
+        "spatial": rng.randint(0, 1),
+        "margin": rng.choice([0, 0, 1, 2]),
+        "decides": rng.randint(0, 1),
+        "decision": rng.choice([0, 0, 0, 1, config.layers]),
+        "zero_point": rng.choice([0, 1, 0xFF]),
+        "threshold": rng.choice([0, 0, 1]),
+        "reference_base": rng.choice([0, 1, last, config.reference_depth]),
+    }
+
+
+def _decision(rng: random.Random) -> bytes:
+    """Make a word of the table of decisions."""
+    if rng.random() < 0.3:
+        return rng.randbytes(4)
+    rule = rng.choice([Rule.DEFO, Rule.ADAPTIVE, *Rule])
+    return pack(Decision, rule=rule, spatial=rng.randint(0, 1), mode=rng.randint(0, 2))
 
 
 def without_link_stalls(answer: bytes) -> bytes:
@@ -181,3 +264,5 @@ def _check(config: Config) -> None:
     for name, value in least.items():
         if getattr(config, name) < value:
             raise ValueError(f"random commands need {name} = {value}, not {getattr(config, name)}")
+    if 0 < config.reference_depth < _CHANNELS:
+        raise ValueError(f"random commands need reference_depth = {_CHANNELS}, or none")

@@ -2,9 +2,11 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,10 @@ class FaultRates:
         The byte comes twice.
     insert
         A random byte comes before the byte.
+    swap
+        The byte comes after the one that follows it.
+    cut
+        The byte is lost, and the rest of its frame.
 
     Raises
     ------
@@ -43,6 +49,8 @@ class FaultRates:
     flip: float = 0.0
     duplicate: float = 0.0
     insert: float = 0.0
+    swap: float = 0.0
+    cut: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the probabilities."""
@@ -73,11 +81,13 @@ class FaultyTransport:
         What happens to the bytes that are written.
     from_device
         What happens to the bytes that are read.
+    stall
+        Probability that nothing comes until the timeout of a :meth:`read`, whatever is there.
 
     Attributes
     ----------
-    faults
-        Number of faults so far.
+    kinds : Counter of str
+        Number of faults so far, by kind.
     """
 
     def __init__(
@@ -87,23 +97,35 @@ class FaultyTransport:
         seed: int,
         to_device: FaultRates = _NO_FAULTS,
         from_device: FaultRates = _NO_FAULTS,
+        stall: float = 0.0,
     ) -> None:
-        self.faults = 0
+        self.kinds: Counter[str] = Counter()
         self._inner = inner
-        self._rates = to_device, from_device
-        self._random = random.Random(f"{seed} to"), random.Random(f"{seed} from")
+        self._to = _Line(to_device, f"{seed} to", self.kinds)
+        self._from = _Line(from_device, f"{seed} from", self.kinds)
+        self._stall = stall
+        self._random = random.Random(f"{seed} stall")
         self._kept = bytearray()  # read and not yet asked for
+
+    @property
+    def faults(self) -> int:
+        """Number of faults so far."""
+        return self.kinds.total()
 
     def write(self, data: bytes) -> None:
         """Send what the faults leave of ``data``."""
-        self._inner.write(bytes(self._spoil(0, data)))
+        self._inner.write(self._to.carry(data))
 
     def read(self, size: int, timeout: float) -> bytes:
         """Return at most ``size`` bytes of what the faults leave, ``b""`` after the timeout."""
+        if self._stall and self._random.random() < self._stall:
+            self.kinds["stall"] += 1
+            time.sleep(timeout)
+            return b""
         deadline = time.monotonic() + timeout
         while True:
             raw = self._inner.read(size, 0 if self._kept else max(0, deadline - time.monotonic()))
-            self._kept += bytes(self._spoil(1, raw))
+            self._kept += self._from.carry(raw)
             if self._kept or size < 1 or time.monotonic() >= deadline:
                 result = bytes(self._kept[:size])
                 del self._kept[:size]
@@ -113,28 +135,62 @@ class FaultyTransport:
         """Close the inner transport."""
         self._inner.close()
 
-    def _spoil(self, direction: int, data: bytes) -> Iterator[int]:
-        rates, source = self._rates[direction], self._random[direction]
+
+class _Line:
+    """One direction of a link.
+
+    Whether a byte suffers is drawn apart from what becomes of it: faults do not move those that
+    follow.
+    """
+
+    def __init__(self, rates: FaultRates, seed: str, kinds: Counter[str]) -> None:
+        self._kinds = kinds
+        self._whether, self._how = random.Random(seed), random.Random(f"{seed}, how")
+        names, values = zip(*vars(rates).items(), strict=True)
+        self._ends = list(zip(names, accumulate(values), strict=True))
+        self._held = b""  # to come after the next byte
+        self._is_cut = False
+
+    def carry(self, data: bytes) -> bytes:
+        """Return what is left of the next bytes."""
+        worst = self._ends[-1][1]
+        if not worst:
+            return data
+        out = bytearray()
+        draw = self._whether.random
         for byte in data:
-            # The same draws for every byte: faults do not move those that follow.
-            chance, bit, invented = source.random(), source.randrange(8), source.randrange(256)
-            for field in fields(rates):
-                chance -= getattr(rates, field.name)
-                if chance < 0:
-                    break
-            else:
-                yield byte
+            chance = draw()
+            self._is_cut &= byte != 0
+            if self._is_cut:
                 continue
-            self.faults += 1
-            match field.name:
-                case "flip":
-                    yield byte ^ 1 << bit
-                case "duplicate":
-                    yield byte
-                    yield byte
-                case "insert":
-                    yield invented
-                    yield byte
+            if chance < worst:
+                if not self._spoil(byte, chance, out):
+                    continue
+            else:
+                out.append(byte)
+            if self._held:
+                # Counted where it arrives, which may be in the next frame.
+                self._kinds["swap"] += len(self._held)
+                out += self._held
+                self._held = b""
+        return bytes(out)
+
+    def _spoil(self, byte: int, chance: float, out: bytearray) -> bool:
+        """Do something to a byte; tell whether one is through."""
+        kind = next(name for name, end in self._ends if chance < end)
+        self._kinds[kind] += kind != "swap"
+        match kind:
+            case "flip":
+                out.append(byte ^ 1 << self._how.randrange(8))
+            case "duplicate":
+                out += bytes([byte, byte])
+            case "insert":
+                out += bytes([self._how.randrange(256), byte])
+            case "swap":
+                self._held += bytes([byte])
+            case "cut":
+                self._is_cut = True
+        return kind in ("flip", "duplicate", "insert")
 
 
 class Defect(StrEnum):
@@ -162,6 +218,8 @@ class Defect(StrEnum):
     STATE = "state"
     #: Cycles are counted once too often.
     COUNTER = "counter"
+    #: Bit 4 of the number of references that are read is clear.
+    REFERENCE_ADDRESS = "reference address"
 
 
 class DefectiveDevice(Golden):
@@ -185,6 +243,12 @@ class DefectiveDevice(Golden):
             wrong = self.defect is Defect.LAYER_ADDRESS
             super().write_layers(number & ~2 if wrong else number, [entry])
 
+    def begin_inputs(self, entry: int, mode: Mode) -> Mode:
+        """Begin a tile of inputs."""
+        if self.defect is Defect.REFERENCE_ADDRESS:
+            self._references = self._references[np.arange(len(self._references)) & ~16]
+        return super().begin_inputs(entry, mode)
+
     def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
         """Write words into a weight bank."""
         last = self._weights[-1, -1, -1]
@@ -207,6 +271,8 @@ class DefectiveDevice(Golden):
                 self._deltas = deltas.copy()
                 self._deltas.flat[3 * self.config.item_depth // self.config.digits // 4 :] = 0
         counters = super().run(entry, Mode.DENSE if self.defect is Defect.STATE else mode)
+        if self.defect is Defect.STATE:
+            counters = counters._replace(mode=mode.value)
         words = self._accumulators
         match self.defect:
             case Defect.ACCUMULATOR_BIT:

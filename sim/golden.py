@@ -14,8 +14,20 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status, unpack
 from ditto.sim.cycles import row_lengths, schedule
+from ditto.sim.decisions import Decisions
+from ditto.sim.differences import Differences, room, take
 
-__all__ = ["Golden", "Shares", "classify", "items", "shares", "split", "taps", "wrap"]
+__all__ = [
+    "Golden",
+    "Shares",
+    "classify",
+    "count_modes",
+    "items",
+    "shares",
+    "split",
+    "taps",
+    "wrap",
+]
 
 Array = NDArray[np.int64]
 
@@ -89,6 +101,19 @@ def classify(deltas: NDArray[Any], config: Config) -> tuple[int, int, int]:
     return zero, fits - zero, deltas.size - fits
 
 
+def count_modes(differences: Differences, config: Config) -> dict[str, int]:
+    """Count the work items of inputs in each mode: the counters ``digits_...``."""
+
+    def digits(deltas: Array) -> int:
+        return sum(int(count.sum()) for count in items(deltas, config))
+
+    return {
+        "digits_dense": digits(differences.dense),
+        "digits_temporal": digits(differences.temporal),
+        "digits_spatial": digits(differences.spatial) + digits(differences.behind),
+    }
+
+
 class Shares(NamedTuple):
     """What a cluster computes of an entry."""
 
@@ -101,7 +126,11 @@ class Shares(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tuple[Shares, ...]:
+def _shares(
+    clusters: int, split: int, skew: int, height: int, width: int, lead: int
+) -> tuple[Shares, ...]:
+    before = lead * split
+    wide = before + width
     found = []
     for share in range(split):
         first = share
@@ -109,7 +138,7 @@ def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tu
         gaps: list[int] = []
         gap = 0
         for y in range(height):
-            row = range(y * width + first, (y + 1) * width, split)
+            row = range(y * wide + first, (y + 1) * wide, split) if first < width else ()
             if row:
                 positions += row
                 gaps += [gap] + [0] * (len(row) - 1)
@@ -119,13 +148,24 @@ def _shares(clusters: int, split: int, skew: int, height: int, width: int) -> tu
     return tuple(found[cluster % split] for cluster in range(clusters))
 
 
-def shares(entry: dict[str, int], clusters: int) -> tuple[Shares, ...]:
+def shares(entry: dict[str, int], clusters: int, lead: int = 0) -> tuple[Shares, ...]:
     """Return what each cluster computes of the output positions of an entry.
 
     Cluster ``c`` computes, in output row ``y``, those with
     ``x % split == (c + skew * y) % split``.
+
+    Parameters
+    ----------
+    entry
+        Fields of a :class:`~ditto.hdl.protocol.LayerEntry`.
+    clusters
+        Clusters of the device.
+    lead
+        Virtual rows of each line. The positions are then those of the stretched entry, see
+        :func:`ditto.sim.spatial.stretched`.
     """
-    return _shares(clusters, entry["split"], entry["skew"], entry["out_height"], entry["out_width"])
+    names = ("split", "skew", "out_height", "out_width")
+    return _shares(clusters, *(entry[name] for name in names), lead)
 
 
 @lru_cache(maxsize=1024)
@@ -160,6 +200,50 @@ def taps(entry: dict[str, int]) -> Array:
     return _taps(tuple(entry.items()))
 
 
+class _Tile:
+    """A tile of inputs.
+
+    Parameters
+    ----------
+    entry
+        Its number in the layer table.
+    layer
+        Its fields.
+    mode
+        Of its run.
+    is_auto
+        Whether the table of decisions has chosen it.
+    has_state
+        Whether the entry held accumulators before.
+    references
+        What the inputs are compared with.
+    """
+
+    def __init__(
+        self,
+        entry: int,
+        layer: dict[str, int],
+        mode: Mode,
+        *,
+        is_auto: bool,
+        has_state: bool,
+        references: Array,
+    ) -> None:
+        self.entry, self.layer, self.mode = entry, layer, mode
+        self.is_auto, self.has_state = is_auto, has_state
+        self.references = references
+        self.inputs = np.empty(0, np.int64)
+        #: Of the inputs that found room.
+        self.differences: Differences
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all inputs have come and found room, and none beyond."""
+        layer = self.layer
+        size = layer["in_height"] * layer["in_width"] * layer["channels"]
+        return len(self.inputs) == len(self.references) == size
+
+
 class Golden:
     """A device as a NumPy object: its memories, commands and counters.
 
@@ -167,6 +251,11 @@ class Golden:
     ----------
     config
         The device.
+
+    Attributes
+    ----------
+    decisions : Decisions
+        Its table of decisions.
     """
 
     def __init__(self, config: Config) -> None:
@@ -178,18 +267,23 @@ class Golden:
         )
         self._filled: set[int] = set()
         self._deltas: Array | None = None
+        self._mode = Mode.DENSE  # what the deltas are for
+        self._references = np.zeros(config.reference_depth, np.int64)
+        self._tile: _Tile | None = None
+        self.decisions = Decisions(config.layers)
 
     def reset(self) -> None:
-        """Forget which layers hold accumulators, and the deltas."""
+        """Forget which layers hold accumulators, the deltas, and what the decisions learned."""
         self._filled.clear()
-        self._deltas = None
+        self._deltas = self._tile = None
+        self.decisions.forget()
 
     def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
         """Write layer-table entries, from entry ``first`` on; they then hold no accumulators."""
         self._check(first + len(entries) <= self.config.layers, Status.BAD_ADDRESS, "layer table")
         self._layers[first : first + len(entries)] = [dict(entry) for entry in entries]
         self._filled.difference_update(range(first, first + len(entries)))
-        self._deltas = None
+        self._deltas = self._tile = None
 
     def write_weights(self, cluster: int, row: int, words: NDArray[Any]) -> None:
         """Write words of shape (rows, columns) into a cluster's weight bank, from ``row`` on.
@@ -212,7 +306,7 @@ class Golden:
         self._check(row + count <= self.config.accumulator_rows, Status.BAD_ADDRESS, "accumulators")
         return self._accumulators[:, row : row + count, :columns].copy()
 
-    def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
+    def write_deltas(self, entry: int, deltas: NDArray[Any], mode: Mode = Mode.DENSE) -> None:
         """Fill the difference buffer with the deltas of an entry, of shape (positions, channels).
 
         Raises
@@ -222,7 +316,89 @@ class Golden:
         """
         deltas = np.asarray(deltas, dtype=np.int64)
         self._check(entry < self.config.layers, Status.BAD_ADDRESS, f"layer {entry}")
-        self._deltas = deltas
+        self._deltas, self._tile = deltas, None
+        self._mode = mode
+
+    def write_inputs(self, entry: int, inputs: NDArray[Any], mode: Mode = Mode.AUTO) -> None:
+        """Fill the difference buffer with the differences of an entry's quantized inputs.
+
+        Parameters
+        ----------
+        entry
+            Number of the layer-table entry. It holds no accumulators until it has run.
+        inputs
+            Of shape (positions, channels).
+        mode
+            Of the run; ``AUTO`` for that of the table of decisions.
+
+        Raises
+        ------
+        CommandError
+            If the entry holds no accumulators, and the mode is temporal; or if the device does not
+            take differences.
+        """
+        self.begin_inputs(entry, mode)
+        self.add_inputs(inputs)
+
+    def begin_inputs(self, entry: int, mode: Mode) -> Mode:
+        """Begin a tile for :meth:`add_inputs`, see :meth:`write_inputs`; return its mode."""
+        self._check(len(self._references) > 0, Status.BAD_COMMAND, "no reference buffer")
+        self._check(entry < self.config.layers, Status.BAD_ADDRESS, f"layer {entry}")
+        layer = self._layers[entry]
+        has_state = entry in self._filled
+        is_auto = mode is Mode.AUTO
+        if is_auto:
+            mode = self.decisions.mode(layer["decision"], has_state)
+        self._deltas = self._tile = None
+        self._check(
+            mode not in (Mode.AUTO, Mode.SPATIAL), Status.BAD_LAYER, f"layer {entry}, {mode.name}"
+        )
+        self._check(mode is not Mode.TEMPORAL or has_state, Status.NO_STATE, f"layer {entry}")
+        self._filled.discard(entry)
+        base = layer["reference_base"]
+        references = self._references[base : base + room(layer, self.config)].copy()
+        self._tile = _Tile(
+            entry, layer, mode, is_auto=is_auto, has_state=has_state, references=references
+        )
+        self.add_inputs(np.empty(0, np.int64))
+        return mode
+
+    def add_inputs(self, inputs: NDArray[Any]) -> None:
+        """Take the next inputs of the tile."""
+        tile = self._tile
+        assert tile is not None
+        tile.inputs = np.concatenate([tile.inputs, np.asarray(inputs, np.int64).ravel()])
+        count = min(len(tile.inputs), len(tile.references))
+        tile.differences = take(
+            tile.inputs[:count],
+            tile.references[:count],
+            tile.layer,
+            tile.mode,
+            has_state=tile.has_state,
+            bits=self.config.activation_bits,
+        )
+        base = tile.layer["reference_base"]
+        self._references[base : base + count] = tile.differences.references
+
+    def write_decisions(self, first: int, words: Sequence[int]) -> None:
+        """Write words of the table of decisions, from ``first`` on."""
+        self._check_decisions(first, len(words))
+        self.decisions.write(first, words)
+
+    def read_decisions(self, first: int, count: int) -> list[int]:
+        """Return words of the table of decisions, from ``first`` on."""
+        self._check_decisions(first, count)
+        return self.decisions.words[first : first + count]
+
+    def _check_decisions(self, first: int, count: int) -> None:
+        self._check(len(self._references) > 0, Status.BAD_COMMAND, "no table of decisions")
+        is_inside = first + count <= len(self.decisions.words)
+        self._check(is_inside, Status.BAD_ADDRESS, "table of decisions")
+
+    @property
+    def differences(self) -> Differences | None:
+        """What became of the inputs of the tile that has begun, if any."""
+        return None if self._tile is None else self._tile.differences
 
     def run(self, entry: int, mode: Mode) -> Counters:
         """Run a layer-table entry: ``a = W * d + start``, and count. Uses the deltas up.
@@ -235,11 +411,22 @@ class Golden:
         config = self.config
         self._check(entry < config.layers, Status.BAD_ADDRESS, f"layer {entry}")
         layer = self._layers[entry]
+        begun, self._tile = self._tile, None
+        if begun is not None:
+            mode = begun.mode if mode is Mode.AUTO else mode
+            is_ready = begun.entry == entry and begun.is_whole and begun.mode is mode
+            self._check(is_ready, Status.NO_DELTAS, f"layer {entry}")
+            self._deltas = begun.differences.deltas.reshape(-1, layer["channels"])
+            self._mode = mode
+        elif mode is Mode.AUTO:
+            mode = self._mode
+        self._check(mode is not Mode.SPATIAL, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
         deltas, self._deltas = self._deltas, None
         shape = (layer["positions"], layer["channels"])
         if deltas is None or deltas.shape != shape:
             raise CommandError(Status.NO_DELTAS, f"layer {entry}")
-        self._check(mode is Mode.DENSE or entry in self._filled, Status.NO_STATE, f"layer {entry}")
+        has_state = entry in self._filled or begun is not None
+        self._check(mode is Mode.DENSE or has_state, Status.NO_STATE, f"layer {entry}")
 
         padded = np.zeros((shape[0] + 1, shape[1]), np.int64)
         padded[:-1] = deltas
@@ -257,7 +444,17 @@ class Golden:
                 start = 0 if mode is Mode.DENSE else self._accumulators[cluster, at]
                 self._accumulators[cluster, at] = wrap(start + change, config.accumulator_bits)
         self._filled.add(entry)
-        return self.count(layer, deltas)
+        counters = self.count(layer, deltas)._replace(mode=mode.value)
+        if begun is not None:
+            counters = counters._replace(**count_modes(begun.differences, config))
+            if begun.is_auto:
+                self.decisions.learn(
+                    layer["decision"],
+                    counters,
+                    had_state=begun.has_state,
+                    decides=bool(layer["decides"]),
+                )
+        return counters
 
     def count(self, layer: dict[str, int], deltas: NDArray[Any]) -> Counters:
         """Return the counters of a run of ``layer`` on ``deltas``, without running it.

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import (
@@ -27,7 +28,8 @@ from ditto.hdl.protocol import (
 from ditto.host.device import pack_words, unpack_words, word_bytes
 from ditto.host.framing import Decoder, encode
 from ditto.host.transport import LinkError
-from ditto.sim.golden import Golden, classify
+from ditto.sim.differences import Differences
+from ditto.sim.golden import Golden, classify, count_modes, wrap
 
 __all__ = ["GoldenBoard"]
 
@@ -66,11 +68,13 @@ class GoldenBoard:
         """Reset the device as a whole: session, link and state. Memories keep their contents."""
         self._decoder = Decoder(max_frame=self.config.frame_bytes)
         self._session = False
-        self._sequence = 0
+        self._last = bytes(size(CommandHeader))
         self._answer = b""
         self._counters = Counters()
         self._out.clear()
         self._empty()
+        self._is_inputs = False
+        self._mode = Mode.DENSE
         self._reset()
 
     def write(self, data: bytes) -> None:
@@ -100,22 +104,23 @@ class GoldenBoard:
 
     def _take(self, body: bytes) -> bytes:
         """Return the response to a command."""
-        header = unpack(CommandHeader, body[: size(CommandHeader)])
-        sequence = header["sequence"]
+        raw = body[: size(CommandHeader)]
+        header = unpack(CommandHeader, raw)
+        last = unpack(CommandHeader, self._last)["sequence"]
         if header["op"] == Opcode.IDENTIFY.value:
             self._session = True
         elif not self._session:
             return self._response(header, Status.NO_SESSION)
-        elif sequence == self._sequence:
+        elif raw == self._last:
             return self._answer
-        elif sequence != (self._sequence + 1) % (1 << 16):
+        elif header["sequence"] != (last + 1) % (1 << 16):
             return self._response(header, Status.BAD_SEQUENCE)
         try:
             data = self._execute(header, body[size(CommandHeader) :])
             self._answer = self._response(header, Status.OK) + data
         except CommandError as error:
             self._answer = self._response(header, error.status)
-        self._sequence = sequence
+        self._last = raw
         return self._answer
 
     @staticmethod
@@ -133,12 +138,22 @@ class GoldenBoard:
         elif op is Opcode.RESET:
             self._reset()
         elif op is Opcode.WRITE:
-            self._write(_known(Space, header["space"]), header["bank"], address, count, data)
+            space = _known(Space, header["space"])
+            if space in (Space.INPUTS, Space.DECISIONS) and not config.reference_depth:
+                raise CommandError(Status.BAD_COMMAND)
+            if space in (Space.DELTAS, Space.INPUTS):
+                self._write_tile(space, address, count, header["mode"], data)
+            else:
+                self._write(space, header["bank"], address, data)
         elif op is Opcode.RUN:
             self._run(address, _known(Mode, header["mode"]))
             result = self._pack_counters()
         elif op is Opcode.READ:
             bits = config.accumulator_bits
+            if header["space"] == Space.DECISIONS.value:
+                result = self._read_decisions(address, count, header["size"])
+                self.executed.append(op)
+                return result
             if not count or not 0 < header["size"] <= word_bytes(config.columns, bits):
                 raise CommandError(Status.BAD_ADDRESS)
             words = self.golden.read_accumulators(address, count).reshape(-1, config.columns)
@@ -149,13 +164,20 @@ class GoldenBoard:
         self.executed.append(op)
         return result
 
-    def _write(self, space: Space, bank: int, address: int, count: int, data: bytes) -> None:
+    def _read_decisions(self, address: int, count: int, wanted: int) -> bytes:
+        words = self.golden.decisions.words
+        if not self.config.reference_depth:
+            raise CommandError(Status.BAD_COMMAND)
+        if not count or not 0 < wanted <= 4 or address + count > len(words):
+            raise CommandError(Status.BAD_ADDRESS)
+        read = words[address : address + count]
+        return b"".join(word.to_bytes(4, "little")[:wanted] for word in read)
+
+    def _write(self, space: Space, bank: int, address: int, data: bytes) -> None:
         config, golden = self.config, self.golden
-        if space is Space.DELTAS:
-            self._write_deltas(address, count, data)
-            return
         word, depth = {
             Space.LAYERS: (size(LayerEntry), config.layers),
+            Space.DECISIONS: (4, 4 * config.layers),
             Space.WEIGHTS: (word_bytes(config.columns, config.weight_bits), config.weight_rows),
         }[space]
         if space is Space.WEIGHTS and bank >= config.clusters:
@@ -168,20 +190,51 @@ class GoldenBoard:
             golden.write_layers(address, entries)
             self._tile = None
             self._entries.update(enumerate(entries, address))
+        elif words and space is Space.DECISIONS:
+            golden.decisions.write(address, np.frombuffer(stored, "<u4").tolist())
         elif words:
             values = unpack_words(stored, config.columns, config.weight_bits)
             golden.write_weights(bank, address, values)
         if len(stored) != len(data):
             raise CommandError(Status.BAD_ADDRESS)
 
-    def _write_deltas(self, address: int, count: int, data: bytes) -> None:
+    def _write_tile(
+        self, space: Space, address: int, count: int, mode_number: int, data: bytes
+    ) -> None:
         if address >= self.config.layers:
             raise CommandError(Status.BAD_ADDRESS)
         if count == 0:
-            self._tile = None
-            self._layer(address)
-            self._empty()
-            self._tile = address
+            mode = _known(Mode, mode_number)
+            if space is Space.DELTAS and mode is Mode.AUTO:
+                raise CommandError(Status.BAD_COMMAND)
+            self._begin(space, address, mode)
+        if not self._is_inputs:
+            self._take_deltas(data)
+        elif self._tile is not None:
+            self.golden.add_inputs(np.frombuffer(data, np.uint8))
+            self._inputs = self.golden.differences
+
+    def _begin(self, space: Space, address: int, mode: Mode) -> None:
+        """Begin a tile."""
+        self._tile = None
+        is_auto = mode is Mode.AUTO
+        layer = self._layer(address, None if is_auto else mode)
+        if space is Space.INPUTS:
+            if (
+                not layer["in_height"]
+                or not layer["in_width"]
+                or (layer["spatial"] and not layer["stride_x"])
+                or (layer["spatial"] and layer["margin"] > layer["split"] * layer["stride_x"])
+                or (is_auto and layer["decision"] >= self.config.layers)
+            ):
+                raise CommandError(Status.BAD_LAYER)
+            mode = self.golden.begin_inputs(address, mode)
+        self._empty()
+        self._is_inputs = space is Space.INPUTS
+        self._tile = address
+        self._mode = mode
+
+    def _take_deltas(self, data: bytes) -> None:
         for byte in data:
             if self._escape or byte == ESCAPE:
                 self._escape.append(byte)
@@ -196,22 +249,30 @@ class GoldenBoard:
         if address >= self.config.layers:
             raise CommandError(Status.BAD_ADDRESS)
         tile, self._tile = self._tile, None
-        layer = self._layer(address)
+        mode = self._mode if mode is Mode.AUTO else mode
+        layer = self._layer(address, mode)
+        deltas = self._encoded()
         positions, channels = layer["positions"], layer["channels"]
         if (
             tile != address
             or self._escape
-            or len(self._deltas) != positions * channels
+            or len(deltas) != positions * channels
             or positions > self.config.positions
             or positions * channels * self.config.digits > self.config.item_depth
         ):
             raise CommandError(Status.NO_DELTAS)
-        deltas = np.array(self._deltas, np.int64).reshape(positions, channels)
-        self.golden.write_deltas(address, deltas)
+        if not self._is_inputs:
+            self.golden.write_deltas(address, deltas.reshape(positions, channels), self._mode)
         self._counters = self.golden.run(address, mode)
 
-    def _layer(self, address: int) -> dict[str, int]:
-        """Return a layer-table entry that a run can use."""
+    def _encoded(self) -> NDArray[np.int64]:
+        """Return the deltas that have come, or were taken of the inputs that have."""
+        if self._inputs is not None:
+            return self._inputs.deltas
+        return wrap(np.array(self._deltas, np.int64), self.config.delta_bits)
+
+    def _layer(self, address: int, mode: Mode | None) -> dict[str, int]:
+        """Return a layer-table entry that a run in a mode can use."""
         config = self.config
         if address >= config.layers:
             raise CommandError(Status.BAD_ADDRESS)
@@ -221,6 +282,7 @@ class GoldenBoard:
             or not all(layer[name] for name in _SIZES)
             or any(layer[name] > value for name, value in config.largest.items())
             or layer["skew"] >= layer["split"]
+            or mode is Mode.SPATIAL
             or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
         ):
             raise CommandError(Status.BAD_LAYER)
@@ -230,6 +292,7 @@ class GoldenBoard:
         """Empty the difference buffer."""
         self._deltas: list[int] = []
         self._escape: list[int] = []
+        self._inputs: Differences | None = None
         self._tile: int | None = None
 
     def _reset(self) -> None:
@@ -237,8 +300,12 @@ class GoldenBoard:
         self._tile = None
 
     def _pack_counters(self) -> bytes:
-        zero, narrow, wide = classify(np.array(self._deltas, np.int64), self.config)
-        counters = self._counters._replace(zero=zero, narrow=narrow, wide=wide)
+        zero, narrow, wide = classify(self._encoded(), self.config)
+        counters = self._counters._replace(
+            zero=zero, narrow=narrow, wide=wide, digits_dense=0, digits_temporal=0, digits_spatial=0
+        )
+        if self._inputs is not None:
+            counters = counters._replace(**count_modes(self._inputs, self.config))
         return b"".join(count.to_bytes(4, "little") for count in counters)
 
 

@@ -1,15 +1,17 @@
-"""Mutants of a block: defects that Yosys puts into its netlist, one at a time, for its testbench.
+"""Mutants of a component: defects that Yosys puts into its netlist, one at a time, for a testbench.
 
-All mutants of a block are in one netlist and one simulator, which is told by ``+mutant=N`` which
-one is at work; 0 is none. A mutant that no testbench notices may be equivalent to the block: Yosys
-tries to prove that.
+All mutants are in one netlist and one simulator, whose input ``mutant`` chooses the one that is at
+work; 0 is none. Registers and memories begin with anything, which is the simulator's to choose. A
+mutant that no testbench notices may be equivalent to the component: Yosys tries to prove that.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
@@ -17,7 +19,22 @@ from amaranth.hdl import Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-__all__ = ["Mutants", "MutationError"]
+__all__ = ["Mutants", "MutationError", "without_initial_values"]
+
+_PREPARE = (
+    "hierarchy -check -top block",
+    "proc",
+    "setattr -unset init */w:*",
+    "opt -full",
+    # Whatever a mutant selects, it is one of the values.
+    "pmuxtree",
+    "opt_clean -purge",
+    "flatten",
+)
+_ZEROS = re.compile(
+    r"  cell \$meminit_v2 .*\n(?:    (?!connect \\DATA).*\n)*"
+    r"    connect \\DATA \d+'0+\n(?:    .*\n)*  end\n"
+)
 
 
 class MutationError(Exception):
@@ -25,69 +42,88 @@ class MutationError(Exception):
 
 
 class Mutants:
-    """The mutants of a block.
+    """The mutants of a component's blocks.
 
     Parameters
     ----------
     component
-        The block.
+        What is simulated.
     name
-        Its name, and that of the Verilog module.
+        Name of the Verilog module.
+    blocks
+        Names of the blocks, each with a regular expression of the paths of instances that are in
+        it, such as ``cluster_0.array``; the component itself has an empty path.
     count
-        How many mutants.
+        How many mutants each block gets, if it has as many.
     seed
         Which ones.
 
     Attributes
     ----------
-    count : int
-        How many there are: as many as asked for, if the block has them.
     source : str
-        Verilog of the block with all its mutants.
+        Verilog of the component with all mutants.
     what : list of str
-        What each mutant changes.
+        What each mutant changes; the first one is number 1.
+    numbers : dict of str to range
+        The mutants of each block.
 
     Raises
     ------
     MutationError
-        If Yosys is missing or fails.
+        If Yosys is missing or fails, or a block has no cells.
     """
 
-    def __init__(self, component: wiring.Component, name: str, count: int, seed: int = 1) -> None:
+    def __init__(
+        self,
+        component: wiring.Component,
+        name: str,
+        blocks: Mapping[str, str],
+        count: int,
+        seed: int = 1,
+    ) -> None:
         self.name = name
-        self._netlist = rtlil.convert(component, name="block", emit_src=False)
+        self.what: list[str] = []
+        self.numbers: dict[str, range] = {}
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
             work = Path(folder)
-            (work / "block.il").write_text(self._netlist, encoding="utf-8")
             _yosys(
                 work,
-                "read_rtlil block.il",
-                "hierarchy -check -top block",
-                "proc",
-                "flatten",
-                "opt -full",
-                "opt_clean -purge",
+                *_read(component, work),
                 "write_rtlil flat.il",
-                f"mutate -list {2 * count} -seed {seed} -o list.ys",
+                "tee -q -o cells.txt select -list c:* t:$meminit* %d",
             )
             self._flat = (work / "flat.il").read_text(encoding="utf-8")
-            changes = (work / "list.ys").read_text(encoding="utf-8").splitlines()
-            # A register whose output is changed would lose its value at power-up.
-            self._list = [line for line in changes if " -port Q " not in line][:count]
-            self.count = len(self._list)
-            self._bits = self.count.bit_length()
-            chosen = (
-                line.replace("mutate ", f"mutate -ctrl mutant {self._bits} {number} ", 1)
-                for number, line in enumerate(self._list, start=1)
+            cells = (work / "cells.txt").read_text(encoding="utf-8").split()
+            commands = []
+            for number, (block, pattern) in enumerate(blocks.items()):
+                chosen = [cell for cell in cells if re.fullmatch(pattern, _path(cell))]
+                if not chosen:
+                    raise MutationError(f"block {block}: no instance has the path {pattern!r}")
+                (work / f"cells{number}.txt").write_text("\n".join(chosen) + "\n")
+                commands += [
+                    "select -clear",
+                    f"select -read cells{number}.txt",
+                    f"mutate -list {count} -seed {seed} -o list{number}.ys",
+                ]
+            _yosys(work, "read_rtlil flat.il", *commands)
+            for number, block in enumerate(blocks):
+                lines = (work / f"list{number}.ys").read_text(encoding="utf-8").splitlines()
+                first = len(self.what) + 1
+                self.what += [line.removeprefix("mutate ") for line in lines]
+                self.numbers[block] = range(first, first + len(lines))
+            self._bits = len(self.what).bit_length()
+            changes = (
+                f"mutate -ctrl mutant {self._bits} {number} {change}"
+                for number, change in enumerate(self.what, start=1)
             )
-            _yosys(work, "read_rtlil flat.il", *chosen, "write_verilog -noattr mutants.v")
+            _yosys(work, "read_rtlil flat.il", *changes, "write_verilog -noattr mutants.v")
             inner = (work / "mutants.v").read_text(encoding="utf-8")
-        self.what = [line.removeprefix("mutate ") for line in self._list]
         self.source = inner + self._wrapper(component)
 
     def _wrapper(self, component: wiring.Component) -> str:
-        """Write the module that chooses the mutant."""
-        ports, connections = ["input clk", "input rst"], [".clk(clk)", ".rst(rst)"]
+        """Write the module with the component's name and ports."""
+        ports = ["input clk", "input rst", f"input [{self._bits - 1}:0] mutant"]
+        connections = [".clk(clk)", ".rst(rst)", ".mutant(mutant)"]
         for path, member, value in component.signature.flatten(component):
             port = "__".join(map(str, path))
             width = len(Value.cast(value))
@@ -98,14 +134,15 @@ class Mutants:
                 connections.append(f".\\{port} (\\{port} )")
         return (
             f"module {self.name}({', '.join(ports)});\n"
-            f"  reg [{self._bits - 1}:0] chosen = 0;\n"
-            '  initial if (!$value$plusargs("mutant=%d", chosen)) chosen = 0;\n'
-            f"  block block(.mutant(chosen), {', '.join(connections)});\n"
+            f"  block block({', '.join(connections)});\n"
             "endmodule\n"
         )
 
-    def is_equivalent(self, mutant: int) -> bool:
-        """Tell whether a mutant is proven to do what the block does; ``False`` proves nothing."""
+    def are_equivalent(self, mutants: Iterable[int], timeout: float = 120) -> list[bool]:
+        """Tell which mutants are proven to do what the component does; ``False`` proves nothing."""
+        return [self._is_equivalent(mutant, timeout) for mutant in mutants]
+
+    def _is_equivalent(self, mutant: int, timeout: float) -> bool:
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
             work = Path(folder)
             (work / "flat.il").write_text(self._flat, encoding="utf-8")
@@ -113,23 +150,54 @@ class Mutants:
                 _yosys(
                     work,
                     "read_rtlil flat.il",
-                    self._list[mutant - 1],
+                    f"mutate {self.what[mutant - 1]}",
                     "rename block gate",
                     "read_rtlil flat.il",
                     "rename block gold",
                     "memory_map",
-                    "opt -full",
                     "equiv_make gold gate equiv",
                     "hierarchy -top equiv",
                     "opt_clean",
+                    "equiv_struct -fwd",
                     "equiv_simple -undef",
                     "equiv_induct -undef -seq 4",
                     "equiv_status -assert",
-                    timeout=120,
+                    timeout=timeout,
                 )
             except MutationError:
                 return False
         return True
+
+
+def without_initial_values(component: wiring.Component, name: str) -> str:
+    """Write a component as Verilog whose registers and memories begin with anything.
+
+    Memories that are not zero at power-up stay as they are.
+
+    Raises
+    ------
+    MutationError
+        If Yosys is missing or fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
+        work = Path(folder)
+        _yosys(
+            work, *_read(component, work), f"rename block {name}", "write_verilog -noattr flat.v"
+        )
+        return (work / "flat.v").read_text(encoding="utf-8")
+
+
+def _read(component: wiring.Component, work: Path) -> list[str]:
+    """Return the commands that read a component as a flat netlist without initial values."""
+    netlist = _ZEROS.sub("", rtlil.convert(component, name="block", emit_src=False))
+    (work / "block.il").write_text(netlist, encoding="utf-8")
+    return ["read_rtlil block.il", *_PREPARE]
+
+
+def _path(cell: str) -> str:
+    """Return the path of the instance that has a cell of the flat netlist."""
+    name = cell.removeprefix("block/").removeprefix("$flatten").replace("\\", "")
+    return name.partition("$")[0].rstrip(".")
 
 
 def _yosys(work: Path, *commands: str, timeout: float = 300) -> None:

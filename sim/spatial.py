@@ -1,9 +1,13 @@
-"""Spatial differences: the specification of a mode that the gateware does not have yet.
+"""Spatial differences: what a spatial run reads, and the rows that it walks.
 
 The accumulators stay in their register from one output position to the next of the same line, and
-a run adds ``W * d`` with ``d`` the difference of the inputs from those under the window before. A
-line begins with a dense position, so no state is needed, and none is left. Where a window reaches
-beyond the image, there are zeros to take differences from.
+a run adds ``W * d`` with ``d`` the difference of the inputs from those under the window before. No
+state is needed, and none is read. A cluster computes every ``split``-th position of a line, so its
+windows move by ``split * stride_x`` columns.
+
+A line begins at zero, with a window that lies left of the image as a whole. Its ``lead`` first rows
+are virtual: they accumulate and are not written. Behind each line of the image there are ``margin``
+positions, where windows leave it: what they covered before is taken off again.
 """
 
 from typing import Any
@@ -11,11 +15,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["spatial"]
+__all__ = ["edges", "spatial", "stretched"]
 
 
-def spatial(values: NDArray[Any], entry: dict[str, int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the deltas of a spatial run, and which of them each output position reads.
+def edges(entry: dict[str, int]) -> tuple[int, int]:
+    """Return the ``margin`` and the ``lead`` of a layer-table entry.
+
+    Parameters
+    ----------
+    entry
+        Fields of a :class:`~ditto.hdl.protocol.LayerEntry`.
+    """
+    shift = entry["split"] * entry["stride_x"]
+    # The last column that the window of output position 0 reaches.
+    reach = (entry["kernel_width"] - 1) * entry["dilation_x"] - entry["pad_left"]
+    last = (entry["out_width"] - 1) * entry["stride_x"] + reach
+    margin = min(shift, max(last + 1 - entry["in_width"], 0))
+    lead = max(-(-(reach - entry["stride_x"] + 1) // shift), 0)
+    return margin, lead
+
+
+def spatial(values: NDArray[Any], entry: dict[str, int]) -> NDArray[Any]:
+    """Return the deltas of a spatial run, line by line of the image, each with its margin.
 
     Parameters
     ----------
@@ -26,39 +47,30 @@ def spatial(values: NDArray[Any], entry: dict[str, int]) -> tuple[NDArray[Any], 
 
     Returns
     -------
-    deltas : array of shape (..., count, channels)
-        The inputs themselves, for the first position of each line; as many differences; a zero.
-    index : array of shape (output positions, taps)
-        The deltas that each output position reads. A cluster computes every ``split``-th position
-        of an image's line, so the first ``split`` positions of a line are dense.
+    array of shape (..., positions of the stretched entry, channels)
+        See :func:`stretched`.
     """
-    height, width = entry["in_height"], entry["in_width"]
-    out_height, out_width = entry["out_height"], entry["out_width"]
-    kernel_height, kernel_width = entry["kernel_height"], entry["kernel_width"]
+    height, width, margin = entry["in_height"], entry["in_width"], entry["margin"]
     shift = entry["split"] * entry["stride_x"]
+    ahead, channels = values.shape[:-2], values.shape[-1]
+    image = values.reshape(*ahead, height, width, channels)
+    none = [(0, 0)] * (len(ahead) + 1)
+    deltas = np.pad(image, [*none, (0, margin), (0, 0)])
+    deltas[..., shift:, :] -= image[..., : max(width + margin - shift, 0), :]
+    return deltas.reshape(*ahead, height * (width + margin), channels)
 
-    x = np.arange(out_width)[:, None] * entry["stride_x"] - entry["pad_left"]
-    x = x + np.arange(kernel_width)[None, :] * entry["dilation_x"]
-    y = np.arange(out_height)[:, None] * entry["stride_y"] - entry["pad_top"]
-    y = y + np.arange(kernel_height)[None, :] * entry["dilation_y"]
-    left, right = entry["pad_left"], max(int(x.max()) + 1 - width, 0)
-    wide = left + width + right
 
-    lead = values.shape[:-2]
-    channels = values.shape[-1]
-    image = values.reshape(*lead, height, width, channels)
-    margins = [(0, 0)] * len(lead) + [(0, 0), (left, right), (0, 0)]
-    padded = np.pad(image, margins)
-    changes = padded.copy()
-    if shift < wide:
-        changes[..., shift:, :] -= padded[..., :-shift, :]
-    flat = (*lead, height * wide, channels)
-    zero = np.zeros((*lead, 1, channels), values.dtype)
-    deltas = np.concatenate([padded.reshape(flat), changes.reshape(flat), zero], axis=-2)
+def stretched(entry: dict[str, int]) -> dict[str, int]:
+    """Return an entry as a spatial run walks it.
 
-    inside = ((y >= 0) & (y < height))[:, None, :, None]
-    at = y[:, None, :, None] * wide + (x + left)[None, :, None, :]
-    first = np.arange(out_width) < entry["split"]
-    at = np.where(first[None, :, None, None], at, at + height * wide)
-    index = np.where(inside, at, 2 * height * wide)
-    return deltas, index.reshape(out_height * out_width, kernel_height * kernel_width)
+    Lines of the input image have their margin, and ``lead * split`` output positions are before
+    each line of the output image.
+    """
+    before = entry["lead"] * entry["split"]
+    width = entry["in_width"] + entry["margin"]
+    return entry | {
+        "in_width": width,
+        "positions": entry["in_height"] * width,
+        "out_width": entry["out_width"] + before,
+        "pad_left": entry["pad_left"] + before * entry["stride_x"],
+    }

@@ -25,16 +25,19 @@ def test_what_is_below_its_target_is_shown_so() -> None:
     ran = {"command": "python x", "commit": "0", "seconds": 1}
     survivor = {"mutant": 3, "change": "-mode inv"}
     block = {"block": "rows", "mutants": 100, "killed": 80, "equivalent": 10, "target": 0.95}
+    covered = {"block": "rows", "line": 0.97, "toggle": 0.89, "target": 0.9, "missed": []}
     results = {
-        "mutation": ran | {"blocks": [block | {"score": 80 / 90, "survivors": [survivor]}]},
+        "mutation-rows": ran | {"blocks": [block | {"score": 80 / 90, "survivors": [survivor]}]},
+        "coverage": ran | {"blocks": [covered]},
         "matrix": ran | {"cases": [{"name": "a", "state": "passed"}] * 39},
         "lint": ran | {"cases": [{"name": "a", "state": "failed"}]},
         "multipliers": ran | {"cases": [{"name": "a", "state": "passed"}]},
     }
     text = verify.page(results)
-    assert "| rows | 100 | 80 | 10 | 88.9% | 95%: **below target** |" in text
-    assert "- 3: `-mode inv`" in text
+    assert "| rows | 100 | 80 | 10 | 88.9% | 95% of 100: **below target** |" in text
+    assert "- 3: `-mode inv`: not explained" in text
+    assert "| rows | 97.0% | 89.0% | 90%: **below target** |" in text
     assert "39 passed: **below target**." in text
     assert "1 failed: **below target**." in text
     assert "1 passed: met." in text
-    assert text.count("Not measured.") == 2
+    assert text.count("Not measured.") == 4

@@ -84,6 +84,8 @@ async def rows_are_a_queue(dut: Any) -> None:
     shape = row_of(CONFIG)
     idle(dut, RowQueue(shape=shape, depth=DEPTH))
     await start(dut)
+    # It has no reset, and begins with anything.
+    await pulse(dut, "clear")
     queue: deque[int] = deque()
     longest = 0
     eager = 0.5

@@ -11,7 +11,7 @@ from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, generator, idle, puls
 
 from ditto.hdl.difference_buffer import item_of, place_of
 from ditto.hdl.encoder import Encoder
-from ditto.hdl.protocol import ESCAPE
+from ditto.hdl.protocol import ESCAPE, LayerEntry, pack
 from ditto.sim.cocotb_bench import Source, start
 from ditto.sim.golden import classify, split
 from ditto.sim.testbench import pauses
@@ -101,7 +101,8 @@ class Bench:
         cocotb.start_soon(self.writes.watch())
 
     async def begin(self, channels: int) -> None:
-        self.dut.channels.value = channels
+        entry = pack(LayerEntry, channels=channels)
+        self.dut.entry.value = int.from_bytes(entry, "little")
         await RisingEdge(self.dut.clk)
         await pulse(self.dut, "begin")
 

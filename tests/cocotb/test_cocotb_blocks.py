@@ -9,6 +9,7 @@ from amaranth.lib import wiring
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import DifferenceBuffer
+from ditto.hdl.differences import Differencer
 from ditto.hdl.encoder import Encoder
 from ditto.hdl.engine import Engine
 from ditto.hdl.lanes import RowQueue
@@ -79,6 +80,8 @@ def make(top: str, config: Config, parameters: dict[str, Any]) -> wiring.Compone
     match top:
         case "encoder":
             return Encoder(config)
+        case "differences":
+            return Differencer(config)
         case "buffer":
             return DifferenceBuffer(config)
         case "rows":
@@ -106,6 +109,13 @@ def run(bench: str, top: str, config: str, *, simulator: Any = "verilator", **kw
 @pytest.mark.parametrize("config", CONFIGS)
 def test_encoder(config: str) -> None:
     assert run("encoder", "encoder", config, tiles=40) == 5
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_differences(config: str) -> None:
+    # The biggest tiles find no room in either memory.
+    memories = dict(reference_depth=150, neighbour_depth=22)
+    assert run("differences", "differences", config, changes=memories, tiles=40) == 5
 
 
 @pytest.mark.parametrize("config", ["odd", "one"])

@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """Command machine: every command is answered, once, and carried out once."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,15 +44,34 @@ CONFIG = Config(
     weight_rows=3,
     accumulator_rows=3,
 )
+#: With a reference buffer, and so with a table of decisions.
+REFERENCES = replace(CONFIG, reference_depth=2)
 
 
-def inside(header: Any) -> Any:
+def memory(config: Config, header: Any) -> tuple[Any, Any, Any]:
+    """Return words, bytes of each, and copies of the memory that a READ asks for."""
+    accumulators = (config.accumulator_rows, 3, config.clusters)
+    decisions = (4 * config.layers, 4, 1) if config.reference_depth else (0, 0, 0)
+    is_decisions = header.space == Space.DECISIONS
+    rows, most, copies = zip(decisions, accumulators, strict=True)
+    return Mux(is_decisions, *rows), Mux(is_decisions, *most), Mux(is_decisions, *copies)
+
+
+def inside(config: Config, header: Any) -> Any:
     """Tell whether a READ asks for words and bytes that there are."""
+    rows, most, _ = memory(config, header)
     return (
         (header.count != 0)
         & (header.size != 0)
-        & (header.size <= 3)
-        & (header.address + header.count <= CONFIG.accumulator_rows)
+        & (header.size <= most)
+        & (header.address + header.count <= rows)
+    )
+
+
+def is_tile(config: Config, header: Any) -> Any:
+    """Tell whether a WRITE is of deltas or inputs."""
+    return (header.space == Space.DELTAS) | (
+        (header.space == Space.INPUTS) & (config.reference_depth > 0)
     )
 
 
@@ -62,8 +82,7 @@ def is_known(header: Any) -> Any:
 class CommandMachineProof(Proof):
     """Whatever comes, and however it is held up.
 
-    The engine answers each task once, with a status. A command with the last sequence is the last
-    command again, or one of fixed length: else its answer may be of any length.
+    The engine answers each task once, with a status.
     """
 
     def __init__(self, dut: Any, *, far: bool = False) -> None:
@@ -101,19 +120,12 @@ class CommandMachineProof(Proof):
         self.require(~takes | ~(owed & whole))
 
         # Sessions and sequences, as the protocol has them.
-        session, sequence = Signal(), Signal(16)
+        session = Signal()
+        last: Any = Signal(CommandHeader)
         outcome: Any = Signal(Status)  # what the last command was told
         identifies = header.op == Opcode.IDENTIFY
-        repeats = session & ~identifies & (header.sequence == sequence)
-        fresh = session & ~identifies & (header.sequence == (sequence + 1)[:16])
-
-        # A command that repeats the last sequence is the last command, or at least one whose
-        # answer cannot be out of bounds.
-        last: Any = Signal(CommandHeader)
-        is_last = header.as_value() == last.as_value()
-        plain = (Opcode.RESET, Opcode.WRITE, Opcode.RUN, Opcode.COUNTERS)
-        is_plain = Cat(header.op == op for op in plain).any()
-        self.assume(~(owed & repeats) | is_last | is_plain)
+        repeats = session & ~identifies & (header.as_value() == last.as_value())
+        fresh = session & ~identifies & (header.sequence == (last.sequence + 1)[:16])
 
         # Its answer: sequence, opcode, status, and as many bytes as it has.
         given = Signal(range(256))
@@ -126,7 +138,7 @@ class CommandMachineProof(Proof):
                 COUNTERS.size // 8,
                 Mux(
                     header.op == Opcode.READ,
-                    header.count[:2] * header.size[:2] * config.clusters,
+                    header.count[:4] * header.size[:3] * memory(config, header)[2],
                     0,
                 ),
             ),
@@ -156,12 +168,11 @@ class CommandMachineProof(Proof):
                 with m.If(fresh | identifies):
                     m.d.sync += [
                         outcome.eq(now),
-                        sequence.eq(header.sequence),
                         session.eq(1),
                         last.eq(header),
                     ]
                 with m.If(fresh & (header.op == Opcode.READ) & (now == Status.OK.value)):
-                    self.require((header.size <= 3) & (header.address + header.count <= 3))
+                    self.require(inside(config, header))
             with m.If(o.p.last):
                 m.d.sync += [given.eq(0), taken.eq(0), whole.eq(0), owed.eq(0)]
 
@@ -170,7 +181,7 @@ class CommandMachineProof(Proof):
         begins = tasks.valid & tasks.ready
         ends = results.valid & results.ready
         is_task = (header.op == Opcode.RUN) | (
-            (header.op == Opcode.WRITE) & (header.space == Space.DELTAS) & (header.count == 0)
+            (header.op == Opcode.WRITE) & is_tile(config, header) & (header.count == 0)
         )
         writes = header.op == Opcode.WRITE
         due = owed & fresh & (given == 0)
@@ -184,11 +195,13 @@ class CommandMachineProof(Proof):
         self.require(~engine.forget | (due & (header.op == Opcode.RESET) & ~forgot))
         self.require(~engine.layer_en | (due & writes & (header.space == Space.LAYERS)))
         self.require(~engine.weight_en | (due & writes & (header.space == Space.WEIGHTS)))
-        self.require(~deltas.valid | (due & writes & (header.space == Space.DELTAS)))
+        self.require(~engine.decision_en | (due & writes & (header.space == Space.DECISIONS)))
+        self.require(~engine.decision_en | (engine.decision_address < 4 * config.layers))
+        self.require(~deltas.valid | (due & writes & is_tile(config, header)))
         self.require(~engine.layer_en | (engine.layer_address < config.layers))
         self.require(~engine.weight_en | (engine.weight_address < config.weight_rows))
         self.require(~engine.weight_en | (engine.cluster < config.clusters))
-        self.require(~engine.read_en | (engine.read_address < config.accumulator_rows))
+        self.require(~engine.read_en | (engine.read_address < memory(config, header)[0]))
         self.require(~at_work | ~o.valid)
         done = gives & (given == 3) & fresh & (o.p.data == Status.OK.value)
         self.require(~done | (header.op != Opcode.RESET) | forgot)
@@ -214,7 +227,6 @@ class CommandMachineProof(Proof):
             whole=whole,
             owed=owed,
             session=session,
-            sequence=sequence,
             outcome=outcome,
             identifies=identifies,
             repeats=repeats,
@@ -248,7 +260,8 @@ class CommandMachineProof(Proof):
         self.require(state < len(STATES))
         count = self.internal(6, "dut.count")
         inner = self.internal(8 * size(CommandHeader), "dut.header")
-        session, sequence = self.internal(1, "dut.session"), self.internal(16, "dut.sequence")
+        session = self.internal(1, "dut.session")
+        last = self.internal(8 * size(CommandHeader), "dut.last")
         status, outcome = self.internal(8, "dut.status"), self.internal(8, "dut.outcome")
         more, stored = self.internal(1, "dut.more"), self.internal(1, "dut.stored")
         address = self.internal(17, "dut.address")
@@ -275,7 +288,7 @@ class CommandMachineProof(Proof):
         taken_up = known.fresh | known.identifies
         self.require(session == (known.session | (decided & known.identifies)))
         self.require(
-            ~session | (sequence == Mux(decided & taken_up, header.sequence, known.sequence))
+            ~session | (last == Mux(decided & taken_up, header.as_value(), known.last.as_value()))
         )
         told = decided & answers
         self.require(
@@ -301,17 +314,15 @@ class CommandMachineProof(Proof):
                 ok = status == 0
                 self.require(~ok | (header.op != Opcode.RESET) | known.forgot | known.identifies)
                 self.require(~ok | ~known.is_task | known.tasked)
-                self.require(~ok | (header.op != Opcode.READ) | inside(header))
+                self.require(~ok | (header.op != Opcode.READ) | inside(config, header))
                 self.require(~ok | is_known(header))
         was_read = (known.last.op == Opcode.READ) & (known.outcome == Status.OK)
-        self.require(~known.session | ~was_read | inside(known.last))
+        self.require(~known.session | ~was_read | inside(config, known.last))
         last_fine = known.session & (known.outcome == Status.OK)
         self.require(~known.session | (known.outcome.as_value() <= Status.BAD_LAYER.value))
         self.require(~last_fine | is_known(known.last))
         with m.If(given > 3):
-            self.require(known.sequence == header.sequence)
-            is_last = known.last.as_value() == header.as_value()
-            self.require(known.session & ((header.op != Opcode.READ) | is_last))
+            self.require(known.session & (known.last.as_value() == header.as_value()))
             self.require(known.outcome == known.status)
 
         # What it is at.
@@ -324,9 +335,10 @@ class CommandMachineProof(Proof):
         self.require(~stored | at["Store"])
         with m.If(at["Store"]):
             layers, weights = (header.space == s for s in (Space.LAYERS, Space.WEIGHTS))
-            self.require(known.fresh & known.writes & (layers | weights))
-            self.require(count < Mux(layers, 32, 1))
-        encodes = known.writes & (header.space == Space.DELTAS)
+            decisions = (header.space == Space.DECISIONS) & (config.reference_depth > 0)
+            self.require(known.fresh & known.writes & (layers | weights | decisions))
+            self.require(count < Mux(layers, 32, Mux(weights, 1, 4)))
+        encodes = known.writes & is_tile(config, header)
         self.require(~at["Encode"] | (known.fresh & encodes & (~known.is_task | known.tasked)))
 
         for name, cycles in QUIET.items():
@@ -346,19 +358,22 @@ class CommandMachineProof(Proof):
         with m.If(in_word & counts):
             self.require((words == 0) & (left != 0) & (left + given == 4 + COUNTERS.size // 8))
         with m.If(follows & reads):
-            size_, number = header.size[:2], header.count[:2]
-            later = (config.clusters - 1 - cluster).as_unsigned()[:1] * number * size_
+            size_, number = header.size[:3], header.count[:4]
+            rows, most, copies = memory(config, header)
+            later = (copies - 1 - cluster).as_unsigned()[:1] * number * size_
             fetched = Mux(at["Fetch"], words, words + 1)
             here = Mux(in_word, left + words * size_, fetched * size_)
-            self.require(inside(header) & (words <= 3) & ((left <= 3) | ~in_word))
+            self.require(inside(config, header) & (words <= rows) & ((left <= most) | ~in_word))
+            self.require(cluster < copies)
             self.require(~in_word | ((left != 0) & (left <= size_)))
             self.require(~at["Fetch"] | (words != 0))
-            self.require(given + here + later == 4 + number * size_ * config.clusters)
+            self.require(given + here + later == 4 + number * size_ * copies)
             self.require(address + words == header.address + header.count)
 
 
-def test_command_machine(holds: Any) -> None:
-    holds(lambda: CommandMachineProof(CommandMachine(CONFIG)), 2, reach=20)
+@pytest.mark.parametrize("config", [CONFIG, REFERENCES], ids=["deltas", "references"])
+def test_command_machine(holds: Any, config: Config) -> None:
+    holds(lambda: CommandMachineProof(CommandMachine(config)), 2, reach=20)
 
 
 @pytest.mark.long
@@ -372,7 +387,7 @@ def test_command_machine_within_a_session(holds: Any) -> None:
         ("with m.Elif(~session):", "with m.Elif(session):"),
         pytest.param(
             "response.sequence.eq(header.sequence)",
-            "response.sequence.eq(sequence)",
+            "response.sequence.eq(last.sequence)",
             marks=pytest.mark.long,
         ),
         pytest.param(

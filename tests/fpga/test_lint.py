@@ -25,6 +25,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         channels=7,
         multiplier=Multiplier.LUT,
     ),
+    "differences": dict(
+        clusters=2, columns=3, channels=9, list_depth=9, reference_depth=300, neighbour_depth=30
+    ),
     "dense": dict(clusters=1, columns=1, digit_bits=9, skip=0, channels=8),
 }
 

@@ -63,7 +63,7 @@ def encode(
         for tile in tiles:
             buffer.clear()
             places.clear()
-            ctx.set(dut.channels, tile.shape[1])
+            ctx.set(dut.entry.channels, tile.shape[1])
             await ctx.tick()
             ctx.set(dut.begin, 1)
             await ctx.tick()
@@ -120,10 +120,10 @@ def test_a_tile_replaces_the_last_one(channels: int) -> None:
 
 def test_a_begun_position_is_not_exact() -> None:
     config = Config()
-    dut = Encoder(config)
+    dut: Any = Encoder(config)
 
     async def drive(ctx: Any) -> None:
-        ctx.set(dut.channels, 3)
+        ctx.set(dut.entry.channels, 3)
         await ctx.tick()
         ctx.set(dut.begin, 1)
         await ctx.tick()
@@ -155,11 +155,11 @@ def test_what_does_not_fit_is_reported_and_not_written() -> None:
 
 def test_narrow_deltas_take_a_cycle_each() -> None:
     config = Config()
-    dut = Encoder(config)
+    dut: Any = Encoder(config)
     deltas = np.random.default_rng(0).integers(-8, 8, (20, 10))
 
     async def drive(ctx: Any) -> None:
-        ctx.set(dut.channels, 10)
+        ctx.set(dut.entry.channels, 10)
         await ctx.tick()
         ctx.set(dut.begin, 1)
         await ctx.tick()

@@ -21,9 +21,9 @@ from ditto.host.program import Program
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw, foresee
 from ditto.sim.cycles import row_lengths, schedule
-from ditto.sim.golden import Golden, items, shares
+from ditto.sim.golden import Golden, items, shares, taps
 from ditto.sim.memory import MEMORIES
-from ditto.sim.spatial import spatial
+from ditto.sim.spatial import spatial, stretched
 
 STEPS = 5
 CONFIG = Config(clusters=3, columns=4, positions=20, channels=8, item_depth=96)
@@ -117,21 +117,23 @@ def test_spatial_cycles_are_those_of_their_rows(
         rows = part.lowered.deltas(rows.reshape(-1, layer.channels))
         want = count = 0
         for band in part.bands:
-            deltas, index = spatial(rows[band.inputs], band.entry)
-            low, high = (own.sum(axis=1)[index].sum(axis=1) for own in items(deltas, config))
+            deltas = spatial(rows[band.inputs], band.entry)
+            index = taps(stretched(band.entry))
+            low, high = (
+                np.append(own.sum(axis=1), 0)[index].sum(axis=1) for own in items(deltas, config)
+            )
             lengths = row_lengths(low, high, config)
-            tiles, taps = band.entry["tiles"], index.shape[1]
+            tiles = band.entry["tiles"]
             want += max(
                 schedule(
                     np.tile(lengths[own.positions], tiles).tolist(),
                     np.tile(own.gaps, tiles).tolist(),
-                    taps,
+                    index.shape[1],
                     config,
                 ).cycles
-                for own in shares(band.entry, config.clusters)
+                for own in shares(band.entry, config.clusters, band.entry["lead"])
             )
-            half = len(deltas) // 2
-            count += count_items(deltas[half:-1], config)
+            count += count_items(deltas, config)
         assert (cycles[0], digits[0]) == (want, count)
 
 

@@ -25,6 +25,7 @@ SIZES: dict[str, Any] = dict(
     channels=12,
     layers=7,
     frame_bytes=128,
+    reference_depth=500,
 )
 
 
@@ -42,6 +43,8 @@ def failures(device: Accelerator, **options: int) -> dict[str, str]:
         dict(digit_bits=9, skip=0),
         dict(weight_rows=20, accumulator_rows=12, channels=30, item_depth=130),
         dict(positions=2, layers=2, accumulator_bits=32),
+        dict(reference_depth=5),
+        dict(reference_depth=0),
     ],
 )
 def test_a_good_device_passes(change: dict[str, Any]) -> None:
@@ -56,7 +59,7 @@ def test_the_generated_hardware_passes() -> None:
         checks = list(selftest(device, rounds=12))
     assert [check.name for check in checks if not check.passed] == []
     assert " ms for a command, " in checks[0].detail and " kB/s written" in checks[0].detail
-    assert len(checks) == 18
+    assert len(checks) == 19
 
 
 @pytest.mark.parametrize("defect", Defect)
@@ -77,6 +80,7 @@ def test_every_defect_is_found(defect: Defect, change: dict[str, Any]) -> None:
         Defect.ITEMS: ("difference buffer", ""),
         Defect.WIDE_DELTA: ("array, layer 0", ""),
         Defect.STATE: ("accumulators", "of .* accumulators are wrong"),
+        Defect.REFERENCE_ADDRESS: ("reference buffer", r"counter .* is \d+ and should be \d+"),
         Defect.COUNTER: ("weights", r"counter cycles is \d+ and should be \d+"),
     }
     name, pattern = expected[defect]

@@ -1,5 +1,6 @@
 """The shipping driver, by pyserial, against the generated hardware down to the bits of the line."""
 
+import errno
 import os
 import threading
 import time
@@ -76,7 +77,7 @@ def test_driver_and_device_agree_over_pins_and_port(make: Callable[[], Simulated
             base = work.entry["accumulator_base"]
             for target in device, golden:
                 work.load(target, number)
-            for mode in Mode:
+            for mode in (Mode.DENSE, Mode.TEMPORAL):
                 deltas = random_deltas(rng, CONFIG, work.entry, kind)
                 for target in device, golden:
                     target.write_deltas(number, deltas)
@@ -238,3 +239,149 @@ def test_options_that_make_no_sense(
 ) -> None:
     assert ditto("identify", *words) == 2
     assert message in capsys.readouterr().err
+
+
+class FakePort:
+    """Stands for pyserial's port: notes what is asked of it, and fails where it is told to."""
+
+    def __init__(self, fail: dict[str, Exception]) -> None:
+        self.fail = fail
+        self.written: list[bytes] = []
+        self.asked: list[int] = []
+        self.data = b""
+        self.is_open = True
+
+    def _may(self, name: str) -> None:
+        if name in self.fail:
+            raise self.fail[name]
+
+    def reset_input_buffer(self) -> None:
+        self._may("reset")
+
+    def set_low_latency_mode(self, mode: bool) -> None:
+        assert mode is True
+        self._may("latency")
+
+    def write(self, data: bytes) -> None:
+        self._may("write")
+        self.written.append(data)
+
+    @property
+    def in_waiting(self) -> int:
+        return len(self.data)
+
+    def read(self, size: int) -> bytes:
+        self._may("read")
+        self.asked.append(size)
+        data, self.data = self.data[:size], self.data[size:]
+        return data
+
+    def close(self) -> None:
+        self.is_open = False
+        self._may("close")
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, **fail: Exception) -> FakePort:
+    import serial
+
+    port = FakePort(fail)
+
+    def make(name: str, baud: int, **options: Any) -> FakePort:
+        assert options == {"timeout": 0.1, "write_timeout": 5.0, "exclusive": True}
+        if "open" in fail:
+            raise fail["open"]
+        return port
+
+    monkeypatch.setattr(serial, "Serial", make)
+    return port
+
+
+def test_what_is_asked_of_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = faked(monkeypatch, latency=NotImplementedError())
+    link = SerialPort("name", 1000)
+    assert link.baud == 1000
+    link.write(bytes(250))
+    # A second's worth of bytes at a time, as many as the time limit is for.
+    assert [len(piece) for piece in port.written] == [100, 100, 50]
+    port.data = b"abcdef"
+    assert [link.read(size, 0) for size in (0, 4, 4, 4)] == [b"", b"abcd", b"ef", b""]
+    # Not more than is there, and no waiting once the time is over.
+    assert port.asked == [4, 2]
+    link.close()
+    assert not port.is_open
+
+
+def test_a_port_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import serial
+
+    faked(monkeypatch, write=serial.SerialTimeoutException())
+    with pytest.raises(LinkError, match="the port name has taken nothing for 5 s; is something"):
+        SerialPort("name", 1000).write(b"a")
+
+
+@pytest.mark.parametrize("what", ["write", "read"])
+def test_a_port_that_is_lost(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    faked(monkeypatch, **{what: OSError("gone"), "close": OSError("gone")})
+    link = SerialPort("name", 1000)
+    with pytest.raises(LinkError, match=r"^the port name is lost \(gone\); plug the board in"):
+        link.write(b"a") if what == "write" else link.read(1, 1)
+    link.close()
+    with pytest.raises(LinkError, match="^the port name is closed$"):
+        link.write(b"a")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EACCES, "no"), "you may not use it; on Linux, join the group"),
+        (OSError(errno.EPERM, "no"), "you may not use it; on Linux, join the group"),
+        (OSError(errno.EBUSY, "no"), "another program uses it; end that one"),
+        (OSError(errno.EAGAIN, "no"), "another program uses it; end that one"),
+        (OSError("PermissionError"), "another program uses it; end that one"),
+        (OSError("FileNotFoundError"), "it does not exist; "),
+        (ValueError("odd"), r"it does not run at 1000 Bd \(odd\)$"),
+        (OSError("invalid baud rate"), r"it does not run at 1000 Bd \(invalid baud rate\)$"),
+        (OSError("smoke"), "smoke$"),
+    ],
+)
+def test_why_a_port_does_not_open(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    faked(monkeypatch, open=error)
+    with pytest.raises(LinkError, match=f"^cannot open the port name: {message}"):
+        SerialPort("name", 1000)
+
+
+def test_a_port_that_opens_and_fails_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = faked(monkeypatch, reset=OSError("smoke"))
+    with pytest.raises(LinkError, match="smoke"):
+        SerialPort("name", 1000)
+    assert not port.is_open
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "no port is there; is the board plugged in and powered"),
+        (["/dev/b", "/dev/a"], "the ports here are /dev/a, /dev/b$"),
+    ],
+)
+def test_the_ports_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, found: list[str], message: str
+) -> None:
+    from types import SimpleNamespace
+
+    from serial.tools import list_ports
+
+    monkeypatch.setattr(list_ports, "comports", lambda: [SimpleNamespace(device=n) for n in found])
+    faked(monkeypatch, open=OSError(errno.ENOENT, "none"))
+    with pytest.raises(LinkError, match=f"it does not exist; {message}"):
+        SerialPort("name", 1000)
+
+
+def test_without_pyserial(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "serial", None)
+    with pytest.raises(LinkError, match="a serial port needs pyserial, which is missing; install"):
+        SerialPort("name", 1000)

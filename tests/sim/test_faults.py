@@ -44,7 +44,7 @@ def test_nothing_happens_without_rates() -> None:
 
 @pytest.mark.parametrize("direction", ["to_device", "from_device"])
 @pytest.mark.parametrize(
-    ("kind", "growth"), [("drop", -1), ("flip", 0), ("duplicate", 1), ("insert", 1)]
+    ("kind", "growth"), [("drop", -1), ("flip", 0), ("duplicate", 1), ("insert", 1), ("swap", 0)]
 )
 def test_each_fault_happens_at_its_rate(direction: str, kind: str, growth: int) -> None:
     faulty = FaultyTransport(Loopback(), seed=1, **{direction: FaultRates(**{kind: 0.05})})
@@ -96,3 +96,23 @@ def test_closes_what_it_wraps() -> None:
 def test_refuses_impossible_rates(rates: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         FaultRates(**rates)
+
+
+def test_a_cut_takes_the_rest_of_its_frame() -> None:
+    faulty = FaultyTransport(Loopback(), seed=1, to_device=FaultRates(cut=0.05))
+    frames = [bytes(range(1, 30)) + b"\0"] * 100
+    for frame in frames:
+        faulty.write(frame)
+    parts = faulty.read(1 << 16, 0).split(b"\0")[:-1]
+    assert all(frames[0].startswith(part) for part in parts)
+    # One that begins or ends with the cut byte included.
+    assert sum(len(part) < 29 for part in parts) >= 0.8 * faulty.kinds["cut"] > 20
+
+
+def test_a_stall_is_over_with_its_timeout() -> None:
+    faulty = FaultyTransport(Loopback(), seed=1, stall=0.5)
+    faulty.write(DATA)
+    received = b""
+    for _ in range(100):
+        received += faulty.read(1 << 10, 0.001)
+    assert received == DATA and faulty.kinds["stall"] > 10

@@ -1,0 +1,105 @@
+# amaranth: UnusedElaboratable=no
+"""The gateware's blocks, and the bench of each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from amaranth.lib import wiring
+
+from ditto.hdl.config import Config, Multiplier
+from ditto.hdl.difference_buffer import DifferenceBuffer
+from ditto.hdl.encoder import Encoder
+from ditto.hdl.engine import Engine
+from ditto.hdl.framing import Deframer, Framer
+from ditto.hdl.lanes import RowQueue
+from ditto.hdl.sequencer import Sequencer, row_of
+from ditto.hdl.top import Top
+from ditto.sim.cocotb_runner import run_cocotb
+
+CONFIG: dict[str, Any] = dict(
+    clusters=3,
+    lanes=2,
+    columns=5,
+    accumulator_bits=19,
+    weight_rows=330,
+    accumulator_rows=70,
+    item_depth=300,
+    positions=25,
+    channels=9,
+    list_depth=11,
+    layers=5,
+    frame_bytes=128,
+)
+SMALL = CONFIG | dict(clusters=2, columns=3)
+
+
+class Bench(NamedTuple):
+    """A component, its bench, what the bench is told, and the blocks that it is to check.
+
+    The blocks are regular expressions of the paths of their instances.
+    """
+
+    make: Callable[[Config], wiring.Component]
+    name: str
+    parameters: dict[str, Any]
+    blocks: dict[str, str]
+    config: dict[str, Any] = CONFIG
+
+    def run(self, top: str, component: wiring.Component, **kwargs: Any) -> None:
+        """Run the bench with one seed; what is not for it is for the runner."""
+        parameters = {"config": self.config, "top": top, **self.parameters}
+        parameters |= kwargs.pop("parameters", {})
+        run_cocotb(
+            component,
+            top_name=top,
+            testbench=Path(__file__).parents[1] / "cocotb" / f"tb_{self.name}.py",
+            parameters=parameters,
+            seed=1,
+            **kwargs,
+        )
+
+
+ALL = ".*"
+FRAMING = {"frame_bytes": 300, "lengths": [1, 2, 5, 249, 250, 251, 254, 296], "frames": 40}
+TABLE = {
+    "framer": Bench(lambda _: Framer(), "framing", FRAMING, {"framer": ALL}),
+    "deframer": Bench(lambda _: Deframer(frame_bytes=300), "framing", FRAMING, {"deframer": ALL}),
+    "encoder": Bench(Encoder, "encoder", {"tiles": 25}, {"encoder": ALL}),
+    "buffer": Bench(DifferenceBuffer, "buffers", {"cycles": 1000}, {"difference buffer": ALL}),
+    "rows": Bench(
+        lambda config: RowQueue(shape=row_of(config), depth=3),
+        "buffers",
+        {"cycles": 1000, "depth": 3},
+        {"row queue": ALL},
+    ),
+    "sequencer": Bench(Sequencer, "sequencer", {"runs": 25}, {"sequencer": ALL}),
+    "engine": Bench(
+        Engine,
+        "engine",
+        {"runs": 1, "resets": 6},
+        {
+            "multiplier (blocks)": r"cluster_\d+\.array\.products_\d+",
+            "column": r"cluster_\d+\.array\.column_\d+.*",
+            "array": r"cluster_\d+\.array",
+            "lanes": r"cluster_\d+\.lanes.*",
+            "cluster": r"cluster_\d+(\.(\w+_register|weights|accumulators))?",
+            "engine": r"(layers)?",
+        },
+        SMALL,
+    ),
+    "tables": Bench(
+        Engine,
+        "engine",
+        {"runs": 1, "resets": 6},
+        {"multiplier (tables)": r"cluster_\d+\.array\.products_\d+"},
+        SMALL | {"multiplier": Multiplier.LUT},
+    ),
+    "core": Bench(
+        Top,
+        "core",
+        {"commands": 50, "resets": 2},
+        {"command machine": "command.*"},
+        SMALL | dict(weight_rows=40, accumulator_rows=15, layers=3),
+    ),
+}

@@ -1,0 +1,117 @@
+"""Verilator's line and toggle coverage of the gateware's blocks, by their cocotb benches.
+
+    python tests/blocks/covered.py -o coverage.json [--benches encoder,engine]
+
+Counted are the branches and lines of the generated Verilog, and both changes of every bit of the
+signals that have a name in the source. Not counted is what :data:`WAIVED` explains.
+"""
+
+import argparse
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benches import TABLE
+
+from ditto.hdl.config import Config
+
+TARGET = 0.9
+
+WAIVED = {
+    "branches that Yosys writes so that a process runs once, `if (\\$auto$verilog_backend...)`": (
+        "line",
+        r"if \(\\\$auto\$verilog_backend",
+    ),
+    "results between the operations of an expression, which have no name": (
+        "name",
+        r"_(02414?\d*|_024.*)",
+    ),
+    "bits of counters of 32 bits, from bit 12 on: a run of a bench counts less": (
+        "bit",
+        r"(.*count.*|zero|narrow|wide|positions)\[(1[2-9]|[23]\d)\]",
+    ),
+}
+
+
+def points(data: Path) -> list[tuple[dict[str, str], int]]:
+    """Read the points of a coverage file: their keys, and how often each was reached."""
+    found = []
+    for line in data.read_text().splitlines():
+        if match := re.match(r"C '(.*)' (\d+)$", line):
+            keys = dict(part.split("\2", 1) for part in match[1].split("\1") if part)
+            found.append((keys, int(match[2])))
+    return found
+
+
+def measure(name: str) -> list[dict[str, Any]]:
+    """Measure the blocks of one bench."""
+    bench = TABLE[name]
+    with tempfile.TemporaryDirectory(prefix="ditto-coverage-") as folder:
+        data = Path(folder, "coverage.dat")
+        bench.run(name, bench.make(Config(**bench.config)), coverage=data)
+        found = points(data)
+        lines = data.with_suffix(".v").read_text().splitlines()
+    results = []
+    for block, pattern in bench.blocks.items():
+        reached: Counter[str] = Counter()
+        total: Counter[str] = Counter()
+        missed: set[str] = set()
+        for keys, count in found:
+            kind, module = keys["page"].split("/", 1)
+            kind = "toggle" if kind == "v_toggle" else "line"
+            path = module.removeprefix(name).lstrip(".")
+            text = lines[int(keys["l"]) - 1]
+            signal = keys["o"].replace("__05F", "_").rsplit(":", 1)[0]
+            if not re.fullmatch(pattern, path) or is_waived(kind, text, signal):
+                continue
+            total[kind] += 1
+            reached[kind] += count > 0
+            if not count:
+                where = re.sub(r"_\d+\b", "_n", path)
+                missed.add(f"{where}: {signal if kind == 'toggle' else text.strip()}")
+        results.append(
+            {
+                "block": block,
+                **{kind: reached[kind] / max(total[kind], 1) for kind in ("line", "toggle")},
+                "points": dict(total),
+                "target": TARGET,
+                "missed": sorted(missed),
+            }
+        )
+    return results
+
+
+def is_waived(kind: str, text: str, signal: str) -> bool:
+    """Tell whether a point does not count."""
+    for what, pattern in WAIVED.values():
+        if what == "line" and kind == "line" and re.search(pattern, text):
+            return True
+        if what != "line" and kind == "toggle" and re.match(pattern, signal):
+            return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--benches", default=",".join(TABLE), help="(default: all of them)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args()
+    results = []
+    for name in options.benches.split(","):
+        for result in measure(name):
+            results.append(result)
+            print(
+                f"{result['block']}: lines {result['line']:.1%}, toggles {result['toggle']:.1%}, "
+                f"{result['points']}",
+                flush=True,
+            )
+        options.output.write_text(
+            json.dumps({"blocks": results, "waived": list(WAIVED)}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

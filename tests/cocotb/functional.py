@@ -1,0 +1,117 @@
+"""Functional coverage of the engine's runs: kind of layer, mode and edge case, and each with each.
+
+A run is of every kind of layer that its entry is of, and has every edge case that it has.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from cocotb_coverage.coverage import CoverCross, CoverPoint, coverage_db
+from gateware import CONFIG
+
+from ditto.hdl.protocol import Mode
+from ditto.sim.golden import items, taps
+
+__all__ = ["CASES", "LAYERS", "deltas_for", "report", "sample"]
+
+Entry = dict[str, int]
+
+LAYERS: dict[str, Callable[[Entry], bool]] = {
+    "linear": lambda e: e["in_height"] == e["kernel_height"] == e["kernel_width"] == 1,
+    "pointwise": lambda e: e["in_height"] > 1 and e["kernel_height"] == e["kernel_width"] == 1,
+    "convolution": lambda e: e["kernel_height"] * e["kernel_width"] > 1,
+    "strided": lambda e: max(e["stride_y"], e["stride_x"]) > 1,
+    "dilated": lambda e: (
+        (e["dilation_y"] > 1 and e["kernel_height"] > 1)
+        or (e["dilation_x"] > 1 and e["kernel_width"] > 1)
+    ),
+    "padded": lambda e: max(e["pad_top"], e["pad_left"]) > 0,
+    "tiled": lambda e: e["tiles"] > 1,
+    "shared": lambda e: e["split"] > 1,
+}
+"""Kinds of layers."""
+
+CASES: dict[str, Callable[[Entry, np.ndarray], bool]] = {
+    "no item": lambda e, d: not d.any(),
+    "a position without items": lambda e, d: bool(d.any() and (~d.any(axis=1)).any()),
+    "a row without taps": lambda e, d: bool((taps(e) < 0).all(axis=1).any()),
+    "every delta has an item": lambda e, d: bool(d.all()),
+    "low items only": lambda e, d: bool(d.any() and not items(d, CONFIG)[1].any()),
+    "high items only": lambda e, d: bool(d.any() and not items(d, CONFIG)[0].any()),
+    "smallest and largest delta": lambda e, d: (
+        {d.min(), d.max()} <= {-CONFIG.max_delta, CONFIG.max_delta}
+    ),
+    "one output": lambda e, d: e["out_height"] * e["out_width"] * e["tiles"] == 1,
+    "as many channels as fit": lambda e, d: e["channels"] == CONFIG.channels,
+}
+"""Edge cases."""
+
+
+def is_possible(layer: str, case: str) -> bool:
+    """Tell whether a device has such runs."""
+    kernels = CONFIG.list_depth > 2
+    if layer in ("convolution", "dilated") and not kernels:
+        return False
+    if layer == "shared" and CONFIG.clusters == 1:
+        return False
+    if case in ("low items only", "high items only") and CONFIG.shifts == 1:
+        return False
+    # A pad without a kernel makes an output beside the image, and tiles make one each.
+    return case != "one output" or not (layer == "tiled" or (layer == "padded" and not kernels))
+
+
+_IMPOSSIBLE = [
+    (layer, None, case) for layer in LAYERS for case in CASES if not is_possible(layer, case)
+]
+
+
+@CoverPoint(
+    "run.layer",
+    xf=lambda entry, mode, deltas: [name for name, is_so in LAYERS.items() if is_so(entry)],
+    bins=list(LAYERS),
+    rel=lambda names, name: name in names,
+    inj=False,
+)
+@CoverPoint("run.mode", xf=lambda entry, mode, deltas: mode.name, bins=[m.name for m in Mode])
+@CoverPoint(
+    "run.case",
+    xf=lambda entry, mode, deltas: [name for name, is_so in CASES.items() if is_so(entry, deltas)],
+    bins=list(CASES),
+    rel=lambda names, name: name in names,
+    inj=False,
+)
+@CoverCross("run.all", items=["run.layer", "run.mode", "run.case"], ign_bins=_IMPOSSIBLE)
+def _sample(entry: Entry, mode: Mode, deltas: np.ndarray) -> None:
+    """Take a run into account."""
+
+
+def sample(entry: Entry, mode: Mode, deltas: np.ndarray) -> None:
+    """Take a run into account; deltas have the shape (positions, channels)."""
+    _sample(entry, mode, deltas)
+
+
+def report() -> dict[tuple[str, ...], int]:
+    """Return how often each combination of layer, mode and case has come."""
+    return dict(coverage_db["run.all"].detailed_coverage)
+
+
+def deltas_for(case: str, deltas: np.ndarray) -> np.ndarray:
+    """Change random deltas so that they are likely of a case."""
+    low = 1 << CONFIG.digit_bits
+    match case:
+        case "no item":
+            return deltas * 0
+        case "a position without items":
+            return deltas * (np.arange(len(deltas)) % 2)[:, None]
+        case "every delta has an item":
+            return np.where(deltas == 0, 1, deltas)
+        case "low items only":
+            return np.clip(deltas, -low // 2, low // 2 - 1)
+        case "high items only":
+            return np.clip(np.where(deltas < 0, -low, low), -CONFIG.max_delta, CONFIG.max_delta)
+        case "smallest and largest delta":
+            return np.where(np.arange(deltas.size).reshape(deltas.shape) % 2, 1, -1) * (
+                CONFIG.max_delta
+            )
+        case _:
+            return deltas

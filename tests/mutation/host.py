@@ -1,0 +1,174 @@
+"""Mutation score of the host's numerics and link, by mutmut, against their tests.
+
+    python tests/mutation/host.py -o host.json [--sample 600] [--seed 1] [--show]
+
+A mutant is killed when a test fails or takes far too long. Mutants that no test reaches count as
+survivors. A sample is drawn from each module in proportion to its mutants.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("hdl", "sim", "fpga", "host")
+TARGET = 0.85
+#: What is mutated: a module, and the functions of it if not all.
+MODULES: dict[str, tuple[str, ...]] = {
+    "host/device.py": (),
+    "host/framing.py": (),
+    "host/layers.py": ("quantize", "dequantize"),
+    "host/lowering.py": (),
+    "host/narrow.py": (),
+    "host/resume.py": (),
+    "host/serial_port.py": (),
+    "sim/cycles.py": (),
+    "sim/golden.py": (),
+}
+TESTS = (
+    "tests/host/test_device.py tests/host/test_executor.py tests/host/test_framing.py "
+    "tests/host/test_lowering.py tests/host/test_model.py tests/host/test_products.py "
+    "tests/host/test_resume.py tests/host/test_serial_port.py tests/sim/test_golden.py "
+    "tests/sim/test_spatial.py"
+).split()
+#: They simulate a whole device for a long time.
+LEFT_OUT = "not pins_and_port and not denoise_over_a_port"
+KILLED = (1, 3, 152, 24, -24, 36, 255)
+NO_TESTS = 33
+
+
+def lay_out(folder: Path) -> None:
+    """Make a project whose folders are its packages, which is what mutmut expects."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package,
+            folder / "src" / "ditto" / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    # It has to be there when Python starts, which else believes that it never will be.
+    (folder / "mutants" / "src").mkdir(parents=True)
+    only = [f"src/ditto/{module}" for module in MODULES]
+    (folder / "pyproject.toml").write_text(
+        text
+        + "\n[tool.mutmut]\n"
+        + 'source_paths = ["src"]\n'
+        + f"only_mutate = {json.dumps(only)}\n"
+        + f"pytest_add_cli_args_test_selection = {json.dumps([*TESTS, '-k', LEFT_OUT])}\n"
+        + 'pytest_add_cli_args = ["-p", "no:cacheprovider", "-x"]\n'
+        + "track_dependencies = false\nuse_git_change_detection = false\n",
+        encoding="utf-8",
+    )
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    # The mutated package comes before the installed one, in what the tests start too.
+    path = str(folder / "mutants" / "src")
+    done = subprocess.run(
+        [sys.executable, "-m", "mutmut", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.stdout
+
+
+def verdicts(folder: Path) -> dict[str, dict[str, int | None]]:
+    """Return the exit code of each mutant by module; None if it has not run."""
+    found = {}
+    for module, functions in MODULES.items():
+        path = folder / "mutants" / "src" / "ditto" / f"{module}.meta"
+        codes = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
+        found[module] = {
+            name: code
+            for name, code in codes.items()
+            if not functions or name.rsplit("__mutmut_", 1)[0].endswith(functions)
+        }
+    return found
+
+
+def sample(mutants: dict[str, dict[str, Any]], count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    total = sum(map(len, mutants.values()))
+    share = min(1.0, count / total)
+    return [
+        name
+        for names in mutants.values()
+        for name in sorted(rng.sample(sorted(names), round(share * len(names))))
+    ]
+
+
+def change(folder: Path, name: str) -> str:
+    """Return the lines that a mutant changes."""
+    lines = mutmut(folder, "show", name).splitlines()
+    return " / ".join(
+        line
+        for line in lines
+        if line[:1] in "+-" and not line.startswith(("+++", "---")) and line[1:].strip()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--sample", type=int, default=600, help="mutants (default: 600)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="work here, and leave it there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ditto-mutants-") as temporary:
+        folder = options.folder or Path(temporary)
+        lay_out(folder)
+        # A name that no mutant has: this makes the mutants and finds which tests reach them.
+        log = mutmut(folder, "run", "--max-children", "1", "none*")
+        mutants = verdicts(folder)
+        stats = folder / "mutants" / "mutmut-stats.json"
+        if not stats.exists():
+            sys.exit(log[-3000:])
+        reached = json.loads(stats.read_text(encoding="utf-8"))["tests_by_mangled_function_name"]
+        chosen = sample(mutants, options.sample, options.seed)
+        have_tests = [name for name in chosen if reached.get(name.rsplit("__mutmut_", 1)[0])]
+        log = mutmut(folder, "run", "--max-children", "1", *have_tests)
+        after = verdicts(folder)
+        blocks = []
+        for module, names in after.items():
+            ran = {name: code for name, code in names.items() if name in set(chosen)}
+            left = [
+                name
+                for name, code in ran.items()
+                if code not in KILLED and (code is not None or name not in have_tests)
+            ]
+            not_run = [n for n, code in ran.items() if code is None and n in have_tests]
+            killed = sum(code in KILLED for code in ran.values())
+            tried = len(ran) - len(not_run)
+            blocks.append(
+                {
+                    "block": module,
+                    "all": len(names),
+                    "mutants": tried,
+                    "killed": killed,
+                    "equivalent": 0,
+                    "score": killed / tried if tried else 0.0,
+                    "target": TARGET,
+                    "survivors": [{"mutant": n, "change": change(folder, n)} for n in left],
+                }
+            )
+            print(f"{module}: {killed} of {tried} (of {len(names)} in all)", flush=True)
+    report = {"sample": options.sample, "seed": options.seed, "blocks": blocks}
+    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if not any(block["mutants"] for block in blocks):
+        sys.exit(log[-3000:])
+
+
+if __name__ == "__main__":
+    main()
