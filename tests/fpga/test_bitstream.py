@@ -272,7 +272,8 @@ def test_pins_are_those_of_public_designs(
         return list(ios[0].names)
 
     assert pins(platform.default_clk, 0) == [clock]
-    assert pins(*board.uart, "rx") == [rx] and pins(*board.uart, "tx") == [tx]
+    name, number = board.uart
+    assert pins(name, number, "rx") == [rx] and pins(name, number, "tx") == [tx]
     lights = [path.split("/") for path in board.leds]
     assert [pins(light[0], int(light[1])) for light in lights] == [[led] for led in leds.split()]
 
