@@ -2,7 +2,18 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import (
+    Cat,
+    ClockSignal,
+    Const,
+    Instance,
+    Module,
+    Mux,
+    Shape,
+    Signal,
+    Value,
+    unsigned,
+)
 from amaranth.lib import data, memory
 from amaranth.lib.data import Layout
 
@@ -23,6 +34,7 @@ _OF_INPUTS = {"lead", "decides", "reserved", "zero_point", "threshold", "referen
 
 
 _ENTRY = Layout.cast(LayerEntry)
+_ENTRY_BITS = Shape.cast(_ENTRY).width
 
 
 class Ice40:
@@ -67,7 +79,7 @@ class Ice40:
         if storage.shape in (word_of(self.config), item_of(self.config)):
             if storage.depth <= _SINGLE_DEPTH and storage.depth > _BLOCK_DEPTH:
                 return self._single_port(storage)
-        if storage.shape == unsigned(_ENTRY.size):
+        if storage.shape == unsigned(_ENTRY_BITS):
             return self._layer_table(storage)
         if storage.write_ports and storage.depth > 4:
             if all(port.domain == "comb" for port in storage.read_ports):
@@ -89,11 +101,11 @@ class Ice40:
             order += bits[:width]
             unread += bits[width:]
         order += unread
-        shape = data.ArrayLayout(1, _ENTRY.size)  # not the shape of a layer table
+        shape = data.ArrayLayout(1, _ENTRY_BITS)  # not the shape of a layer table
         m.submodules.words = words = memory.Memory(shape=shape, depth=storage.depth, init=[])
         (write,), (read,) = storage.write_ports, storage.read_ports
         write_word, read_word = words.write_port(), words.read_port()
-        given, found = Value.cast(write.data), Signal(_ENTRY.size)
+        given, found = Value.cast(write.data), Signal(_ENTRY_BITS)
         m.d.comb += [
             write_word.en.eq(write.en),
             write_word.addr.eq(write.addr),
