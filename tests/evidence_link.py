@@ -126,8 +126,8 @@ SECTIONS: list[tuple[str, str, str, Callable[[Result, Callable[[bool], str]], li
         "Pairs and repeats",
         "Every pair of 75 commands (each opcode, space and mode, right and wrong; repeats and "
         "commands out of order) in either order, without and with a reference buffer: the gateware "
-        "answers what the golden board does. A hundred images one after another on one board are those of fresh ones, on the golden "
-        "board and on the gateware.",
+        "answers what the golden board does. A hundred images one after another on one board "
+        "are those of fresh ones, on the golden board and on the gateware.",
         repeats,
     ),
     (
