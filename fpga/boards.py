@@ -148,7 +148,7 @@ _WITH_PROCESSOR = (
 _UP5K = Config(
     clusters=1,
     lanes=1,
-    columns=6,
+    columns=5,
     digit_bits=9,
     accumulator_bits=24,
     weight_rows=16384,
@@ -160,10 +160,17 @@ _UP5K = Config(
     layers=16,
     frame_bytes=512,
 )
-_BL_NOTE = (
-    "The rates of the serial line depend on the firmware of its bridge: if the link is not sound, "
-    "build with `--baud 1000000`, and give that to the driver, too."
-)
+
+
+def _bridge_note(baud: int) -> str:
+    return (
+        "The rates of the serial line depend on the firmware of its bridge: if the link is not "
+        f"sound, build with `--baud {baud}`, and give that to the driver, too."
+    )
+
+
+_BL_NOTE = _bridge_note(1_000_000)
+_ICELINK_NOTE = _bridge_note(115_200)
 _GW1N9 = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
 
 BOARDS: Mapping[str, Board] = {
@@ -215,6 +222,7 @@ BOARDS: Mapping[str, Board] = {
         config=_SMALL,
         leds=("rgb_led/0/g", "rgb_led/0/b", "rgb_led/0/r"),
         loader=("-c", "cmsisdap"),
+        note=_ICELINK_NOTE,
     ),
     "icepi-zero": Board(
         title="Icepi Zero v1.3",
@@ -248,10 +256,10 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
-        note="Six of the eight multiplier blocks are used, here and on the iCESugar: in each "
-        "cycle, the four single-port memories of 16 bits give a work item and 48 bits of weights. "
-        "For models with weights of 6 bits, `--columns 8 --weight-bits 6 --accumulator-bits 20` "
-        "fills all eight.",
+        note="Five of the eight multiplier blocks are used, here and on the iCESugar: a word of "
+        "weights and a work item come from the four single-port memories of 16 bits in each cycle, "
+        "which is enough for six columns, but six take 5,162 of 5,280 logic cells and are not "
+        "placed in reasonable time.",
         is_simulated_as_netlist=True,
     ),
     "icesugar": Board(
@@ -263,7 +271,7 @@ BOARDS: Mapping[str, Board] = {
         bridge="iCELink (a microcontroller's CDC)",
         config=_UP5K,
         leds=("led_g/0", "led_b/0", "led_r/0"),
-        note="Programmed by copying the file to the drive iCELink.",
+        note="Programmed by copying the file to the drive iCELink. " + _ICELINK_NOTE,
     ),
     "tang-nano-9k": Board(
         title="Tang Nano 9K",

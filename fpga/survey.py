@@ -1,9 +1,9 @@
 """What is known of the boards: the builds of their default devices, and the page about them.
 
-``python -m ditto.fpga.survey BOARD...`` builds boards and keeps the figures in ``builds.json``,
-beside this module; with ``--fit``, it finds the largest arrays and keeps them in ``largest.json``.
-``--image`` counts what crosses the link for an image of the demo, and keeps that in
-``traffic.json``.
+``python -m ditto.fpga.survey BOARD...`` builds boards, all that need no vendor's tools if none is
+named, and keeps the figures in ``builds.json``, beside this module. With ``--fit``, it finds the
+largest arrays and keeps them in ``largest.json``. With ``--image``, it counts what crosses the link
+for an image of the demo, and keeps that in ``traffic.json``.
 """
 
 import argparse
@@ -98,13 +98,7 @@ def page() -> str:
         "the vendor's tools do the rest: `ditto build` writes Verilog, constraints and their "
         "script.",
         "## What the builds took",
-        "Figures of nextpnr; the frequency is that of the slowest, the middle and the fastest "
-        "seed. A board that is not in this table was not built.",
-        _table(
-            ("board", "cells", "highest MHz", "clock, MHz", "seeds"),
-            [row for name in BOARDS for row in _build_row(name)],
-        ),
-        _tools(),
+        *_builds(),
         *_largest(),
         "## What fits, and how long an image takes",
         _images(),
@@ -157,6 +151,19 @@ def _row(name: str, board: Board) -> tuple[object, ...]:
         f"{config.clusters} × {config.lanes} × {config.columns}",
         ", ".join(proofs_of(name)),
     )
+
+
+def _builds() -> list[str]:
+    """Say what the builds of the default devices took."""
+    rows = [row for name in BOARDS for row in _build_row(name)]
+    if not rows:
+        return ["None of the default devices, as they are now, has been built yet."]
+    return [
+        "Figures of nextpnr; the frequency is that of the slowest, the middle and the fastest "
+        "seed. A board that is not in this table was not built.",
+        _table(("board", "cells", "highest MHz", "clock, MHz", "seeds"), rows),
+        _tools(),
+    ]
 
 
 def _build_row(name: str) -> list[tuple[object, ...]]:
@@ -262,9 +269,8 @@ def image_traffic(steps: int) -> dict[str, dict[str, int]]:
 
 
 def _tools() -> str:
-    tools = {
-        tool: version for b in _kept("builds.json").values() for tool, version in b["tools"].items()
-    }
+    builds = [build for name in BOARDS if (build := build_of(name)) is not None]
+    tools = {tool: version for build in builds for tool, version in build["tools"].items()}
     named = ("yosys", "nextpnr-ecp5", "nextpnr-ice40", "nextpnr-himbaechel-gowin")
     return "Tools: " + ", ".join(tools[tool] for tool in named if tool in tools) + "."
 
@@ -295,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = json.dumps(image_traffic(50), indent=1) + "\n"
         _file("traffic.json").write_text(text, "utf-8")
     failed = False
-    for name in options.board:
+    every = [name for name, board in BOARDS.items() if not board.family.is_vendor]
+    for name in options.board or ([] if options.image else every):
 
         def make(config: Config, timeout: float, name: str = name) -> BoardBuilder:
             return BoardBuilder(name, config, timeout=timeout, progress=print)

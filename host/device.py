@@ -358,11 +358,21 @@ class Device:
         CommandError
             If the deltas or the accumulators that the run needs are not there.
         """
-        return Counters.unpack(self._command(Opcode.RUN, address=entry, mode=mode))
+        return self._counters(Opcode.RUN, address=entry, mode=mode)
 
     def counters(self) -> Counters:
         """Return the counters of the last run."""
-        return Counters.unpack(self._command(Opcode.COUNTERS))
+        return self._counters(Opcode.COUNTERS)
+
+    def _counters(self, op: Opcode, **header: Any) -> Counters:
+        raw = self._command(op, **header)
+        try:
+            return Counters.unpack(raw)
+        except ValueError as error:
+            raise DeviceError(
+                f"the device's answer to {op.name} is no counters: {error}; is its gateware of "
+                "this version?"
+            ) from error
 
     def _pack(self, words: NDArray[Any], bits: int) -> tuple[bytes, int]:
         words = np.asarray(words)

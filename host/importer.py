@@ -473,6 +473,8 @@ def _geometry(attributes: Mapping[str, Any], kernel: tuple[int, ...]) -> dict[st
     stride = tuple(attributes.get("strides", (1,) * rank))
     dilation = tuple(attributes.get("dilations", (1,) * rank))
     pads = (0,) * 2 * rank if auto == b"VALID" else tuple(attributes.get("pads", (0,) * 2 * rank))
+    if (len(stride), len(dilation), len(pads)) != (rank, rank, 2 * rank):
+        raise _Unsupported(f"its kernel {kernel} has other axes than its strides or padding")
     if rank == 1:  # an image of height 1
         kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
         pads = (0, pads[0], 0, pads[1])

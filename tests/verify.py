@@ -64,6 +64,9 @@ EXPLAINED = {
     r"-wire \\?(zero|narrow|wide|counters|stall\w*|cycles) -wirebit (1[2-9]|[2-9]\d|\d{3})$": (
         "an upper bit of a counter, which a bench does not count up to"
     ),
+    r"^-mode const1 .*-wire \\\$signature__en": (
+        "writes the place of the next byte too early, which is written again before it is read"
+    ),
 }
 
 
@@ -333,7 +336,12 @@ def page(results: dict[str, Any]) -> str:
         "`tests/fpga/lint.vlt`.",
     ):
         lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
+    total = sum(result.get("processor", result["seconds"]) for result in results.values())
     lines += [
+        "",
+        "## Time",
+        "",
+        f"What is on this page took {total} processor seconds; two cores have 7200 in an hour.",
         "",
         "## Not measured yet",
         "",

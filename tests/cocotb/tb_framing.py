@@ -118,6 +118,28 @@ async def framer_under_stalls(dut: Any, share: float) -> None:
     await frame(dut, bodies, gaps=gaps, stalls=stalls)
 
 
+@cocotb.test(skip=not IS_FRAMER)
+async def framer_resets_anywhere(dut: Any) -> None:
+    source, sink = Source(dut, "i"), Sink(dut, "o")
+    await start(dut, "i", "o")
+    for _ in range(FRAMES // 10):
+        sender = cocotb.start_soon(source.send(packets(random_body(60))))
+        taker = cocotb.start_soon(sink.receive(100))
+        await ClockCycles(dut.clk, random.randint(1, 100))
+        sender.cancel()
+        taker.cancel()
+        dut.i__valid.value = 0
+        dut.o__ready.value = 0
+        dut.rst.value = 1
+        await RisingEdge(dut.clk)
+        dut.rst.value = 0
+        body = random_body(20)
+        wanted = encode(body)
+        sender = cocotb.start_soon(source.send(packets(body)))
+        assert bytes(await sink.receive(len(wanted))) == wanted
+        await sender
+
+
 @cocotb.test(skip=IS_FRAMER)
 async def deframer_takes_every_length(dut: Any) -> None:
     await deframe(dut, b"".join(encode(random_body(length)) for length in LENGTHS))

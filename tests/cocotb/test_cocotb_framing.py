@@ -27,7 +27,7 @@ def test_framing_on_verilator(top: str) -> None:
         testbench=TESTBENCH,
         parameters=parameters(top, lengths=LENGTHS, frames=100),
     )
-    assert count == {"framer": 3, "deframer": 4}[top]
+    assert count == {"framer": 4, "deframer": 4}[top]
 
 
 @pytest.mark.parametrize("top", TOPS)

@@ -247,6 +247,37 @@ def test_every_board_has_its_pins_and_its_clock(name: str) -> None:
         platform.request(light[0], int(light[1]), dir="-")
 
 
+@pytest.mark.parametrize(
+    ("name", "clock", "rx", "tx", "leds"),
+    [
+        ("arty-a7-35t", "E3", "A9", "D10", "H5 J5 T9"),
+        ("arty-a7-100t", "E3", "A9", "D10", "H5 J5 T9"),
+        ("nexys4-ddr", "E3", "C4", "D4", "H17 K15 J13"),
+        ("zybo-z7-20", "K17", "W16", "V12", "M14 M15 G14"),
+        ("pynq-z2", "H16", "Y19", "Y18", "R14 P14 N16"),
+        ("de10-nano", "V11", "AG13", "AF13", "W15 AA24 V16"),
+        ("tang-nano-20k", "4", "70", "69", "15 16 17"),
+    ],
+)
+def test_pins_are_those_of_public_designs(
+    name: str, clock: str, rx: str, tx: str, leds: str
+) -> None:
+    # As constraint files of other public designs have them, those of the makers among them.
+    board = BOARDS[name]
+    platform = board.open_platform(board.config)
+
+    def pins(resource: str, number: int, member: str = "") -> list[str]:
+        found = platform.lookup(resource, number)
+        ios = {io.name: io for io in found.ios}[member].ios if member else found.ios
+        return list(ios[0].names)
+
+    assert pins(platform.default_clk, 0) == [clock]
+    name, number = board.uart
+    assert pins(name, number, "rx") == [rx] and pins(name, number, "tx") == [tx]
+    lights = [path.split("/") for path in board.leds]
+    assert [pins(light[0], int(light[1])) for light in lights] == [[led] for led in leds.split()]
+
+
 def test_report_shows_all_groups(bench: Bench) -> None:
     text = render(BoardBuilder("ulx3s-12f", SMALL).build((1, 2)))
     for row in (

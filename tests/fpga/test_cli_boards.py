@@ -271,6 +271,7 @@ def test_survey_keeps_its_figures(
     monkeypatch.setattr(survey, "_file", lambda name: tmp_path / name)
     monkeypatch.setattr(survey, "_kept", lambda name: json.loads((tmp_path / name).read_text()))
     assert survey.largest_of("ulx3s-12f") is None
+    assert "None of the default devices" in page()
     assert survey.main(["ulx3s-12f", "--seeds", "3"]) == 0
     assert survey.main(["ulx3s-12f", "--fit", "--seeds", "3"]) == 0
     assert survey.build_of("ulx3s-12f") is not None
@@ -284,6 +285,9 @@ def test_survey_keeps_its_figures(
     assert survey.largest_of("ulx3s-12f") is None and survey.build_of("ulx3s-12f") is None
     monkeypatch.setattr(builder, "error", TimingError([RUN], 80.0))
     assert survey.main(["ulx3s-12f"]) == 1
+    builder.made.clear()
+    assert survey.main([]) == 1
+    assert len(builder.made) == 15 and builder.made[0]["name"] == "ulx3s-12f"
 
 
 def own_board() -> Board:

@@ -247,6 +247,15 @@ def test_other_devices_are_refused(answer: bytes, message: str) -> None:
         device_of(Stranger(CONFIG))
 
 
+@pytest.mark.parametrize("length", [0, 35, 37])
+def test_an_answer_that_is_no_counters(length: int) -> None:
+    board = GoldenBoard(CONFIG)
+    device = device_of(board)
+    board._pack_counters = lambda: bytes(length)
+    with pytest.raises(DeviceError, match="answer to COUNTERS is no counters: .* not"):
+        device.counters()
+
+
 def test_frames_that_hold_no_word() -> None:
     config = Config(clusters=2, columns=64, frame_bytes=79)
     with pytest.raises(DeviceError, match=r"frame_bytes = 79 bytes, but a memory word needs 80"):

@@ -200,6 +200,20 @@ def test_no_layer_for_the_device(make_graph: Any) -> None:
         Model(g.model(odd))
 
 
+@pytest.mark.parametrize(
+    "attributes", [{"strides": [1]}, {"dilations": [1, 1, 1]}, {"pads": [1, 1]}]
+)
+def test_a_convolution_with_too_few_or_too_many_axes_is_no_layer(
+    make_graph: Any, attributes: dict[str, list[int]]
+) -> None:
+    g = make_graph()
+    x = g.quantized(g.input("x", [1, 2, 6, 5]))
+    w = g.weights(np.ones((3, 2, 3, 3), np.int8), 0.1)
+    proto = g.model(g.node("Conv", x, w, name="odd", **attributes))
+    with pytest.raises(ModelError, match=r"odd: its kernel \(3, 3\) has other axes than"):
+        Model(proto)
+
+
 def test_operator_that_the_host_does_not_know(make_graph: Any) -> None:
     g = make_graph()
     x = g.input("x", [1, 5])
