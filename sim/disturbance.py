@@ -3,17 +3,18 @@
 Time is counted and not waited for, so that a million faults take minutes.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import CommandHeader, Mode, Opcode, pack
+from ditto.hdl.protocol import CommandHeader, LayerEntry, Mode, Opcode, pack, unpack
 from ditto.host import device as device_module
 from ditto.host.device import Device
 from ditto.host.framing import encode
@@ -26,7 +27,7 @@ from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
 
-__all__ = ["CONFIG", "HARSH", "Clock", "Tally", "counted_time", "disturb"]
+__all__ = ["CONFIG", "HARSH", "REFERENCES", "Clock", "Tally", "counted_time", "disturb"]
 
 CONFIG = Config(
     clusters=3,
@@ -41,6 +42,9 @@ CONFIG = Config(
     frame_bytes=128,
 )
 """A device with small memories and short frames."""
+
+REFERENCES = replace(CONFIG, reference_depth=30, neighbour_depth=16)
+"""The same with a reference buffer: it takes inputs, too, and decides."""
 
 HARSH = FaultRates(drop=2e-3, flip=2e-3, duplicate=2e-3, insert=2e-3, swap=2e-3, cut=2e-3)
 """About one fault in every frame of 80 bytes."""
@@ -227,15 +231,22 @@ def _work(
     """Run layers until a reset is due."""
     while is_wanted():
         work = random_workload(numbers, golden.config, rows=6)
+        work = work._replace(entry=unpack(LayerEntry, pack(LayerEntry, **work.entry)))
         entry = rng.randrange(golden.config.layers)
         base = work.entry["accumulator_base"]
         for accelerator in (golden, device):
             work.load(accelerator, entry)
+        shape = work.entry["positions"], work.entry["channels"]
+        by_inputs = math.prod(shape) <= golden.config.reference_depth and rng.random() < 0.7
         for mode in (Mode.DENSE, Mode.TEMPORAL, Mode.TEMPORAL):
             deltas = random_deltas(numbers, golden.config, work.entry, rng.choice(DELTAS))
+            inputs = numbers.integers(-128, 128, shape)
             seen = []
             for accelerator in (golden, device):
-                accelerator.write_deltas(entry, deltas)
+                if by_inputs:
+                    accelerator.write_inputs(entry, inputs, mode)
+                else:
+                    accelerator.write_deltas(entry, deltas)
                 counters = accelerator.run(entry, mode)._replace(stall_link=0)
                 words = accelerator.read_accumulators(base, work.rows)
                 # Words that the run does not fill hold what came before.

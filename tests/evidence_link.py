@@ -7,7 +7,7 @@ Result = dict[str, Any]
 #: Command and seconds that it may take.
 PARTS: dict[str, tuple[list[str], float]] = {
     "faults": (["tests/faults/run.py", "--faults", "1000000", "--gateware", "20000"], 1500),
-    "fuzz": (["tests/fuzz/run.py", "--runs", "5000"], 900),
+    "fuzz": (["tests/fuzz/run.py", "--runs", "2000"], 900),
     "fuzz-by-coverage": (["tests/fuzz/run.py", "--runs", "20000", "--atheris"], 900),
     "repeats": (
         ["-m", "pytest", "tests/sim/test_pairs.py", "tests/host/test_back_to_back.py"]
@@ -124,10 +124,10 @@ SECTIONS: list[tuple[str, str, str, Callable[[Result, Callable[[bool], str]], li
     (
         "repeats",
         "Pairs and repeats",
-        "Every pair of 65 commands (each opcode, space and mode, right and wrong; repeats and "
-        "commands out of order) in either order: the gateware answers what the golden board does. "
-        "A hundred images one after another on one board are those of fresh ones, on the golden "
-        "board and on the gateware.",
+        "Every pair of 75 commands (each opcode, space and mode, right and wrong; repeats and "
+        "commands out of order) in either order, without and with a reference buffer: the gateware "
+        "answers what the golden board does. A hundred images one after another on one board "
+        "are those of fresh ones, on the golden board and on the gateware.",
         repeats,
     ),
     (

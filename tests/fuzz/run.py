@@ -76,8 +76,8 @@ def frames(data: bytes) -> None:
 class Talker:
     """A transport that answers each frame with the next piece of the data."""
 
-    def __init__(self, data: bytes, board: GoldenBoard | None) -> None:
-        self.data, self.board = data, board
+    def __init__(self, data: bytes, board: GoldenBoard | None, clock: disturbance.Clock) -> None:
+        self.data, self.board, self.clock = data, board, clock
 
     def write(self, data: bytes) -> None:
         if self.board is not None:
@@ -88,7 +88,7 @@ class Talker:
         if self.board is not None:
             piece += self.board.read(size, 0)
         if not piece:
-            disturbance.device_module.time.sleep(timeout)
+            self.clock.sleep(timeout)
         return piece
 
     def close(self) -> None:
@@ -97,10 +97,10 @@ class Talker:
 
 def driver(data: bytes) -> None:
     """A device may answer anything, between what a real one does or instead."""
-    with disturbance.counted_time():
+    with disturbance.counted_time() as clock:
         for board in (None, GoldenBoard(CONFIG)):
             try:
-                device = Device(Talker(data, board), timeout=0.01, tries=3)
+                device = Device(Talker(data, board, clock), timeout=0.01, tries=3)
                 device.reset()
                 device.read_accumulators(0, 2)
                 device.counters()
@@ -112,13 +112,14 @@ def answers(data: bytes) -> None:
     """IDENTIFY with a right frame around anything."""
 
     class Stranger(Talker):
-        def write(self, raw: bytes) -> None:
-            (body,) = Decoder().feed(raw)
-            self.data = encode(body[:2] + bytes([Opcode.IDENTIFY.value, 0]) + data)
+        def write(self, data: bytes) -> None:
+            (body,) = Decoder().feed(data)
+            self.data = encode(body[:2] + bytes([Opcode.IDENTIFY.value, 0]) + given)
 
-    with disturbance.counted_time():
+    given = data
+    with disturbance.counted_time() as clock:
         try:
-            Device(Stranger(b"", None), timeout=0.01, tries=2)
+            Device(Stranger(b"", None, clock), timeout=0.01, tries=2)
         except DeviceError:
             pass
 
@@ -329,8 +330,7 @@ def fuzz(name: str, runs: int, seed: int, work: Path) -> int:
 
 def fuzz_by_coverage(name: str, runs: int, work: Path) -> None:
     """Run a target under atheris, which ends the process."""
-    import atheris
-
+    atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["ditto"]):
         pass
     target, seeds = TARGETS[name]

@@ -1,6 +1,7 @@
 import pytest
 
 from ditto.hdl.config import Config, demo
+from ditto.hdl.protocol import Opcode, Space
 from ditto.host.cli_common import demo_model
 from ditto.host.device import Device
 from ditto.host.model import Model
@@ -8,7 +9,7 @@ from ditto.host.program import Program
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw
 from ditto.sim.board import SimulatedBoard
-from ditto.sim.disturbance import CONFIG, Tally, counted_time, disturb
+from ditto.sim.disturbance import CONFIG, REFERENCES, Tally, counted_time, disturb
 from ditto.sim.faults import Defect, DefectiveDevice, FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
@@ -25,13 +26,18 @@ def expect_harmless(tally: Tally) -> None:
     assert tally.runs > 0 and tally.resent > 0
 
 
-def test_faults_change_no_result() -> None:
-    expect_harmless(disturb(GoldenBoard(CONFIG), 5000, seed=0))
+@pytest.mark.parametrize("config", [CONFIG, REFERENCES], ids=["deltas", "references"])
+def test_faults_change_no_result(config: Config) -> None:
+    board = GoldenBoard(config)
+    expect_harmless(disturb(board, 5000, seed=0, config=config))
+    written = {body[4] for body in board.bodies if body[2] == Opcode.WRITE.value}
+    assert (Space.INPUTS.value in written) == (config is REFERENCES)
 
 
-def test_faults_change_no_result_of_the_gateware() -> None:
-    with SimulatedBoard(CONFIG) as board:
-        expect_harmless(disturb(board, 2000, seed=1))
+@pytest.mark.parametrize("config", [CONFIG, REFERENCES], ids=["deltas", "references"])
+def test_faults_change_no_result_of_the_gateware(config: Config) -> None:
+    with SimulatedBoard(config) as board:
+        expect_harmless(disturb(board, 2000, seed=1, config=config))
 
 
 def test_a_wrong_result_is_noticed() -> None:

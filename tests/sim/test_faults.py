@@ -1,4 +1,5 @@
 import time
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_nothing_happens_without_rates() -> None:
     ("kind", "growth"), [("drop", -1), ("flip", 0), ("duplicate", 1), ("insert", 1), ("swap", 0)]
 )
 def test_each_fault_happens_at_its_rate(direction: str, kind: str, growth: int) -> None:
-    faulty = FaultyTransport(Loopback(), seed=1, **{direction: FaultRates(**{kind: 0.05})})
+    rates: dict[str, Any] = {direction: FaultRates(**{kind: 0.05})}
+    faulty = FaultyTransport(Loopback(), seed=1, **rates)
     received = send(faulty, piece=100)
     assert len(received) == len(DATA) + growth * faulty.faults
     assert faulty.faults == pytest.approx(0.05 * len(DATA), rel=0.2)

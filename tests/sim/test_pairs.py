@@ -21,7 +21,7 @@ from ditto.host.device import word_bytes
 from ditto.host.framing import Decoder, encode
 from ditto.sim.board import SimulatedBoard
 from ditto.sim.commands import random_commands, without_link_stalls
-from ditto.sim.disturbance import CONFIG
+from ditto.sim.disturbance import CONFIG, REFERENCES
 from ditto.sim.golden_board import GoldenBoard
 
 ENTRY = {
@@ -78,9 +78,10 @@ def commands(config: Config) -> dict[str, bytes]:
         }
     for mode in numbers[Mode]:
         found[f"run mode {mode}"] = header(run, mode=mode)
-        found[f"tile mode {mode}"] = (
-            header(write, mode=mode, space=Space.DELTAS.value, address=1) + DELTAS
-        )
+        for space in (Space.DELTAS, Space.INPUTS):
+            found[f"tile of {space.name} mode {mode}"] = (
+                header(write, mode=mode, space=space.value, address=1) + DELTAS[:4]
+            )
     found |= {
         "run outside": header(run, address=config.layers),
         "run empty entry": header(run, address=2),
@@ -96,6 +97,7 @@ class Sender:
     """Numbers commands, sends them to both boards and compares what they say."""
 
     def __init__(self, config: Config, board: SimulatedBoard) -> None:
+        self.config = config
         self.boards: list[Any] = [GoldenBoard(config), board]
         self.decoders = [Decoder(max_frame=1 << 16) for _ in self.boards]
         self.sequence = 0
@@ -129,11 +131,12 @@ class Sender:
         return answers[0]
 
 
-@pytest.fixture(scope="module")
-def sender() -> Iterator[Sender]:
-    with SimulatedBoard(CONFIG) as board:
-        sender = Sender(CONFIG, board)
-        for body in random_commands(random.Random(1), CONFIG):
+@pytest.fixture(scope="module", params=[CONFIG, REFERENCES], ids=["deltas", "references"])
+def sender(request: pytest.FixtureRequest) -> Iterator[Sender]:
+    config = request.param
+    with SimulatedBoard(config) as board:
+        sender = Sender(config, board)
+        for body in random_commands(random.Random(1), config):
             sender.send([body], "preparing")
             sender.sequence = int.from_bytes(body[:2], "little")
             sender.last = body
@@ -158,13 +161,14 @@ def prepared() -> list[bytes]:
 
 def every_pair(sender: Sender, wanted: Callable[[int], bool]) -> set[int]:
     """Send the pairs, each after the same commands and before questions; return the statuses."""
-    kinds = commands(CONFIG) | {word: word.encode() for word in ("again", "other", "out of order")}
-    word = word_bytes(CONFIG.columns, CONFIG.accumulator_bits)
+    config = sender.config
+    kinds = commands(config) | {word: word.encode() for word in ("again", "other", "out of order")}
+    word = word_bytes(config.columns, config.accumulator_bits)
     questions = [
         header(Opcode.COUNTERS.value),
-        header(Opcode.READ.value, count=CONFIG.accumulator_rows, size=word),
+        header(Opcode.READ.value, count=config.accumulator_rows, size=word),
         header(Opcode.RUN.value, mode=Mode.TEMPORAL.value),
-        header(Opcode.READ.value, count=CONFIG.accumulator_rows, size=word),
+        header(Opcode.READ.value, count=config.accumulator_rows, size=word),
     ]
     pairs = [(a, b) for a in kinds for b in kinds]
     statuses: set[int] = set()
