@@ -225,7 +225,9 @@ def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakeP
         choices: list[list[Choice]] = []
         for layer, cost in enumerate(costs):
             modes: tuple[ModeName, ...] = ("temporal", *cost.rests)
-            cycles = {mode: recording.cycles[mode][layer, :, sample] for mode in modes}
+            cycles: dict[ModeName, NDArray[np.int64]] = {
+                mode: recording.cycles[mode][layer, :, sample] for mode in modes
+            }
             choices.append(plan(cost, cycles))
         return Planned(choices)
 
