@@ -6,7 +6,11 @@ A run is of every kind of layer that its entry is of, and has every edge case th
 from collections.abc import Callable
 
 import numpy as np
-from cocotb_coverage.coverage import CoverCross, CoverPoint, coverage_db  # pyright: ignore[reportMissingImports]
+from cocotb_coverage.coverage import (  # pyright: ignore[reportMissingImports]
+    CoverCross,
+    CoverPoint,
+    coverage_db,
+)
 from gateware import CONFIG
 
 from ditto.hdl.protocol import Mode
