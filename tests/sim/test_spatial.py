@@ -16,7 +16,7 @@ def random_entry(draw: Callable[[int, int], int]) -> dict[str, int]:
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     before = draw(0, reach[0] - 1), draw(0, reach[1] - 1)
     after = draw(0, reach[0] - 1), draw(0, reach[1] - 1)
-    size = [draw(max(r - b - a, 1), 9) for r, b, a in zip(reach, before, after, strict=True)]
+    size = [draw(max(r - b - a, 1), 12) for r, b, a in zip(reach, before, after, strict=True)]
     out = [
         (n + a + b - r) // s + 1
         for n, a, b, r, s in zip(size, before, after, reach, stride, strict=True)
