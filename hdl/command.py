@@ -11,6 +11,7 @@ from ditto.hdl.protocol import (
     COUNTERS,
     NO_BUILD,
     CommandHeader,
+    Decision,
     LayerEntry,
     Mode,
     Opcode,
@@ -22,8 +23,6 @@ from ditto.hdl.protocol import (
 )
 
 __all__ = ["CommandMachine"]
-
-_DECISION_BYTES = 4
 
 
 def _bytes(bits: int) -> int:
@@ -96,7 +95,7 @@ class CommandMachine(wiring.Component):
         # Without a reference buffer there is no table of decisions either.
         decisions = [Space.DECISIONS] if config.reference_depth else []
         for space in decisions:
-            word_bytes[space], depths[space] = _DECISION_BYTES, 4 * config.layers
+            word_bytes[space], depths[space] = size(Decision), 4 * config.layers
         word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
         address = Signal(17, reset_less=True)
         cluster = Signal.like(engine.cluster, reset_less=True)
@@ -120,7 +119,7 @@ class CommandMachine(wiring.Component):
         ]
         for space in decisions:
             m.d.comb += [
-                engine.decision_data.eq(top(space, 8 * _DECISION_BYTES)),
+                engine.decision_data.eq(top(space, 8 * size(Decision))),
                 engine.decision_address.eq(address),
                 engine.decision_en.eq(stored & fits & (header.space == space)),
             ]
@@ -173,7 +172,7 @@ class CommandMachine(wiring.Component):
                 & (header.size != 0)
                 & Mux(
                     reads_decisions,
-                    header.size <= _DECISION_BYTES,
+                    header.size <= size(Decision),
                     header.size <= accumulator_bytes,
                 )
             ),

@@ -462,10 +462,10 @@ class Tabled:
         """Return the table at the beginning of a sample."""
         words = [0] * (4 * program.decisions)
         for placement in program.layers:
+            if not isinstance(placement.layer, Linear):
+                continue
             for bands in zip(*(part.states for part in placement.parts), strict=True):
                 own = [band.entry for part_bands in bands for band in part_bands]
-                if not isinstance(placement.layer, Linear):
-                    continue
                 spatial = self._may_be_spatial and all(entry["spatial"] for entry in own)
                 word = pack(Decision, rule=self._rule, spatial=int(spatial))
                 words[4 * own[0]["decision"]] = int.from_bytes(word, "little")

@@ -18,6 +18,7 @@ from ditto.hdl.protocol import (
     CommandError,
     CommandHeader,
     Counters,
+    Decision,
     LayerEntry,
     Mode,
     Opcode,
@@ -47,7 +48,7 @@ CRC_BYTES = 4
 _HEADER = size(CommandHeader)
 _ANSWER = size(ResponseHeader)
 _ENTRY = size(LayerEntry)
-_DECISION = 4  # bytes of a word
+_DECISION = size(Decision)
 _RESPONSE_BYTES = 1024  # data of a READ's response, at most (or one word)
 _TRIES = 5
 

@@ -337,18 +337,11 @@ class Executor:
         mode = Mode[choice.mode.upper()]
         self._references[index] = q if choice.keep else None
 
-        taken, dense_cycles = _Taken(), 0
-        parts = []
-        for part in placement.parts:
-            got, own = self._part(placement, part, mode, deltas[choice.mode])
-            parts.append(part.lowered.outputs(got))
-            taken = taken.plus(own)
-            dense_cycles += (
-                own.counters.cycles if mode is Mode.DENSE else self._cycles(part, deltas["dense"])
-            )
+        sums, taken, dense_cycles = self._parts(
+            placement, mode, deltas[choice.mode], deltas["dense"]
+        )
         digits = count_digits(placement, self.program.config, deltas)
         self._note(index, choice, taken, dense_cycles, digits)
-        sums = np.concatenate(parts, axis=1)
         if placement.rest is not None:
             sums = sums + placement.rest.sums(q - layer.zero_point)
         return sums
@@ -362,14 +355,7 @@ class Executor:
         mode = Mode.AUTO if is_auto else Mode[choice.mode.upper()]
         dense = q - layer.zero_point
 
-        taken, dense_cycles = _Taken(), 0
-        parts = []
-        for part in placement.parts:
-            got, own = self._part(placement, part, mode, dense)
-            parts.append(part.lowered.outputs(got))
-            taken = taken.plus(own)
-            used = Mode(own.counters.mode)
-            dense_cycles += own.counters.cycles if used is Mode.DENSE else self._cycles(part, dense)
+        sums, taken, dense_cycles = self._parts(placement, mode, dense, dense)
         counters = taken.counters
         name = cast(ModeName, Mode(counters.mode).name.lower())
         choice = Choice(name) if is_auto else choice
@@ -380,7 +366,6 @@ class Executor:
         if all(band.entry["spatial"] for band in placement.bands):
             digits["spatial"] = counters.digits_spatial
         self._note(index, choice, taken, dense_cycles, digits)
-        sums = np.concatenate(parts, axis=1)
         if placement.rest is not None:
             if self.tau:
                 # What the accumulators stand for, as the device has it.
@@ -530,6 +515,24 @@ class Executor:
             part.write(device, self._state, weights)
         config = self.program.config
         return part.weight_words(config) * word_bytes(config.columns, config.weight_bits)
+
+    def _parts(
+        self,
+        placement: Placement,
+        mode: Mode,
+        deltas: NDArray[np.int64],
+        dense: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], _Taken, int]:
+        """Run a layer; return its accumulators, and the cycles that dense runs would have taken."""
+        sums: list[NDArray[np.int64]] = []
+        taken, dense_cycles = _Taken(), 0
+        for part in placement.parts:
+            got, own = self._part(placement, part, mode, deltas)
+            sums.append(part.lowered.outputs(got))
+            taken = taken.plus(own)
+            is_dense = own.counters.mode == Mode.DENSE.value
+            dense_cycles += own.counters.cycles if is_dense else self._cycles(part, dense)
+        return np.concatenate(sums, axis=1), taken, dense_cycles
 
     def _part(
         self,

@@ -378,7 +378,7 @@ class Program:
             rows_in = cut.end_in - cut.first_in
             image_in = (1, rows_in) if layer.is_pointwise else (rows_in, width)
             out_width = 1 if layer.is_pointwise else image[1]
-            entry = dict.fromkeys(unpack(LayerEntry, bytes(32)), 0) | {
+            entry = unpack(LayerEntry, bytes(size(LayerEntry))) | {
                 "in_height": image_in[0],
                 "in_width": image_in[1],
                 "positions": image_in[0] * image_in[1],

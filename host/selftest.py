@@ -24,7 +24,7 @@ __all__ = ["Check", "selftest"]
 
 _ROUND_TRIPS = 16
 _SECONDS = 0.5  # of traffic in one direction, at least
-_NONE = dict.fromkeys(unpack(LayerEntry, bytes(size(LayerEntry))), 0)
+_NONE = unpack(LayerEntry, bytes(size(LayerEntry)))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ditto.hdl.protocol import (
     CommandError,
     CommandHeader,
     Counters,
+    Decision,
     LayerEntry,
     Mode,
     Opcode,
@@ -148,12 +149,10 @@ class GoldenBoard:
         elif op is Opcode.RUN:
             self._run(address, _known(Mode, header["mode"]))
             result = self._pack_counters()
+        elif op is Opcode.READ and header["space"] == Space.DECISIONS.value:
+            result = self._read_decisions(address, count, header["size"])
         elif op is Opcode.READ:
             bits = config.accumulator_bits
-            if header["space"] == Space.DECISIONS.value:
-                result = self._read_decisions(address, count, header["size"])
-                self.executed.append(op)
-                return result
             if not count or not 0 < header["size"] <= word_bytes(config.columns, bits):
                 raise CommandError(Status.BAD_ADDRESS)
             words = self.golden.read_accumulators(address, count).reshape(-1, config.columns)
@@ -165,19 +164,17 @@ class GoldenBoard:
         return result
 
     def _read_decisions(self, address: int, count: int, wanted: int) -> bytes:
-        words = self.golden.decisions.words
-        if not self.config.reference_depth:
-            raise CommandError(Status.BAD_COMMAND)
-        if not count or not 0 < wanted <= 4 or address + count > len(words):
+        word = size(Decision)
+        read = self.golden.read_decisions(address, count)
+        if not count or not 0 < wanted <= word:
             raise CommandError(Status.BAD_ADDRESS)
-        read = words[address : address + count]
-        return b"".join(word.to_bytes(4, "little")[:wanted] for word in read)
+        return b"".join(value.to_bytes(word, "little")[:wanted] for value in read)
 
     def _write(self, space: Space, bank: int, address: int, data: bytes) -> None:
         config, golden = self.config, self.golden
         word, depth = {
             Space.LAYERS: (size(LayerEntry), config.layers),
-            Space.DECISIONS: (4, 4 * config.layers),
+            Space.DECISIONS: (size(Decision), 4 * config.layers),
             Space.WEIGHTS: (word_bytes(config.columns, config.weight_bits), config.weight_rows),
         }[space]
         if space is Space.WEIGHTS and bank >= config.clusters:
@@ -191,7 +188,7 @@ class GoldenBoard:
             self._tile = None
             self._entries.update(enumerate(entries, address))
         elif words and space is Space.DECISIONS:
-            golden.decisions.write(address, np.frombuffer(stored, "<u4").tolist())
+            golden.write_decisions(address, np.frombuffer(stored, "<u4").tolist())
         elif words:
             values = unpack_words(stored, config.columns, config.weight_bits)
             golden.write_weights(bank, address, values)

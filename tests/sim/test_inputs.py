@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import CommandError, Counters, Decision, Mode, Rule, pack
+from ditto.hdl.protocol import (
+    CommandError,
+    CommandHeader,
+    Counters,
+    Decision,
+    Mode,
+    Opcode,
+    Rule,
+    pack,
+)
 from ditto.host.device import Accelerator, Device
+from ditto.host.framing import encode
 from ditto.sim.board import SimulatedBoard
 from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
@@ -160,6 +170,30 @@ def test_any_steps(board: SimulatedBoard, seed: int, moves: list[tuple[str, int,
     steps = Steps(Device(board), seed)
     for move in moves:
         steps.step(*move)
+
+
+@pytest.mark.parametrize("delay", [0, 3, 20, 50, 80, 110, 150, 200, 300, 500])
+def test_reset_at_any_time_leaves_a_device_that_works(board: SimulatedBoard, delay: int) -> None:
+    # A run by the table's choice and `delay` cycles more, then the reset of everything.
+    board.reset()
+    device = Device(board)
+    steps = Steps(device, delay)
+    for number in range(LAYERS):
+        steps.step("tile", number, Mode.AUTO)
+    device.write_inputs(0, steps.inputs[0], Mode.AUTO)
+    sequence = device._sequence + 1
+    run = pack(CommandHeader, op=Opcode.RUN, mode=Mode.AUTO, address=0, sequence=sequence)
+    board.write(encode(run))
+    board.advance(delay)
+    board.reset(1)
+    device = Device(board)
+    for number in range(LAYERS):
+        with pytest.raises(CommandError, match="NO_STATE"):
+            device.write_inputs(number, steps.inputs[number], Mode.TEMPORAL)
+    steps = Steps(device, delay)
+    for mode in (Mode.AUTO, Mode.TEMPORAL, Mode.AUTO):
+        for number in range(LAYERS):
+            steps.step("tile", number, mode)
 
 
 def test_a_bad_line_changes_no_step(board: SimulatedBoard) -> None:
