@@ -40,6 +40,7 @@ __all__ = [
     "COUNT_BITS",
     "ESCAPE",
     "MAGIC",
+    "MOST_LEAD",
     "NO_BUILD",
     "VERSION",
     "CommandError",
@@ -114,7 +115,8 @@ class Mode(enum.Enum, shape=8):
 
     DENSE = 0
     TEMPORAL = 1
-    #: No run can have it yet: such a tile and such a run are refused with ``BAD_LAYER``.
+    #: The accumulators of the cluster's output position before in the line: deltas are differences
+    #: along lines, see :func:`ditto.sim.spatial.spatial`.
     SPATIAL = 2
     #: In a command: what the table of decisions says, for INPUTS; the tile's mode, for RUN.
     AUTO = 3
@@ -182,6 +184,11 @@ class ResponseHeader(data.Struct):
     status: Status
 
 
+MOST_LEAD = 240
+"""Most columns of the input image by which a line of a spatial run may begin before its first
+window: ``lead * split * stride_x`` of a :class:`LayerEntry`."""
+
+
 class LayerEntry(data.Struct):
     """Everything that a run needs to know of a layer, or of one tile of it.
 
@@ -222,7 +229,8 @@ class LayerEntry(data.Struct):
     #: Columns by which the shares move from one output row to the next, less than ``split``.
     skew: 8
     #: Spatial runs: whether the entry may have them; positions behind each line of the image whose
-    #: differences are from the zeros there; and rows of a line before its first output position.
+    #: differences are from the zeros there; and rows of a line before its first output position,
+    #: which are not written, see ``MOST_LEAD``.
     spatial: 1
     margin: 4
     lead: 4

@@ -147,8 +147,6 @@ class LayerCosts(_Costs):
     def spatial(self, values: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the cycles of a spatial run, and the digits of its differences, by sample.
 
-        The gateware has no such mode yet, see :mod:`ditto.sim.spatial`.
-
         Parameters
         ----------
         values

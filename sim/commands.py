@@ -200,8 +200,10 @@ def _runs(rng: random.Random, config: Config) -> Iterator[tuple[dict[str, Any], 
         # Small changes, so that modes differ in what they take.
         values = bytes(rng.choice([0, 0, 1, 2, 0x30, 0xFF]) for _ in range(count))
         space = Space.INPUTS if config.reference_depth and rng.random() < 0.8 else Space.DELTAS
-        modes = [Mode.DENSE, Mode.TEMPORAL]
+        modes = [Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL]
         mode = rng.choice([*modes, Mode.AUTO, Mode.AUTO] if space is Space.INPUTS else modes)
+        if mode is Mode.SPATIAL and space is Space.DELTAS:
+            values += bytes(entry["margin"] * entry["channels"])
         yield dict(op=Opcode.WRITE, space=space, address=address, mode=mode), values
         mode = rng.choice([mode, Mode.AUTO])
         yield dict(op=Opcode.RUN, space=Space.LAYERS, address=address, mode=mode), b""
@@ -213,6 +215,7 @@ def _differences(rng: random.Random, config: Config) -> dict[str, int]:
     return {
         "spatial": rng.randint(0, 1),
         "margin": rng.choice([0, 0, 1, 2]),
+        "lead": rng.choice([0, 0, 1, 2, 15]),
         "decides": rng.randint(0, 1),
         "decision": rng.choice([0, 0, 0, 1, config.layers]),
         "zero_point": rng.choice([0, 1, 0xFF]),

@@ -73,6 +73,8 @@ class SequencerProof(Proof):
         self.assume(geometry.slot_last == config.digits - 1)
         self.assume((geometry.split_x == 1) & (geometry.skew_x == 0))
         self.assume(geometry.skew_back_x == -1)
+        self.assume((geometry.pitch == entry.in_width) & (geometry.before_x == entry.pad_left))
+        self.assume(~geometry.carries & ~geometry.leads & (geometry.end_back == entry.split))
         place = dut.places.place
         self.assume((place.low <= 2) & (place.high <= 2))
         self.assume(place.address + config.digits <= config.item_depth)
