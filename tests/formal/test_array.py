@@ -101,12 +101,37 @@ class ArrayProof(Proof):
         ]
         with m.If(dut.begin):
             m.d.sync += [ended.eq(0), written.eq(0)]
+        self.total, self.ended, self.written = total, ended, written
+        self.begun, self.opened, self.base = begun, opened, base
+        self.valid, self.first, self.last = valid, first, last
         self.cover(writes & ~first[WRITTEN] & valid[SUMMED] & ~first[SUMMED] & (written == 2))
         self.cover(valid[WRITTEN] & ~last[WRITTEN] & reads)
 
+    def support(self, m: Module) -> None:
+        bits = self.dut.config.accumulator_bits
+        moving = Cat(self.valid[1:])
+        self.require(self.begun | ~(moving.any() | self.opened))
+        # The accumulator is this run's from its first sum on.
+        summed = Signal()
+        with m.If(self.valid[SUMMED]):
+            m.d.sync += summed.eq(1)
+        with m.If(self.dut.stop):
+            m.d.sync += summed.eq(0)
+        before = Cat(self.valid[1 : SUMMED + 1])
+        self.require(self.opened == (summed | before.any()))
+        first = self.first[SUMMED]
+        self.require(summed | ~self.valid[SUMMED] | first)
+        accumulator = self.internal(signed(bits), "dut.column_0.accumulator")
+        self.require(~summed | (accumulator == self.total))
+        address = self.internal(range(self.dut.config.accumulator_rows), "dut.address")
+        at = (self.base + self.ended)[: len(address)]
+        self.require(~self.begun | (address == at))
+        late = sum(self.valid[age] & self.last[age] for age in range(READ + 1, WRITTEN + 1))
+        self.require(~self.begun | (self.ended == (self.written + late)[: len(self.ended)]))
+
 
 def test_array(holds: Any) -> None:
-    holds(lambda: ArrayProof(Array(CONFIG)), 14, "bmc", reach=16)
+    holds(lambda: ArrayProof(Array(CONFIG)), 10, reach=16)
 
 
 @pytest.mark.parametrize(
