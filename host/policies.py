@@ -25,6 +25,7 @@ from ditto.host.defo import (
     ModeName,
     Observation,
     Planned,
+    Resting,
     plan,
     policy_of,
 )
@@ -130,7 +131,7 @@ def record(
                     dense = temporal = counter.count(now[0])
                     if changes:
                         temporal = counter.count(changes[0])
-                    spatial = counter.spatial(now[0]) if counter.can_be_spatial else dense
+                    spatial = counter.spatial(now[0]) if counter.may_be_spatial else dense
                 for mode, counts in zip(MODES, (dense, temporal, spatial), strict=True):
                     found[mode][:, index, step.step, at] = counts
             if on_progress is not None:
@@ -234,8 +235,7 @@ def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakeP
     if name == "oracle":
         return oracle
     if name == "spatial":
-        steps = recording.cycles["dense"].shape[1]
-        return lambda sample: Planned([[Choice(c.rests[0], keep=False)] * steps for c in costs])
+        return lambda sample: Resting(costs)
     return policy_of(name, costs)
 
 
