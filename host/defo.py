@@ -105,6 +105,8 @@ class LayerCost:
 
     Attributes
     ----------
+    is_product : bool
+        Whether the layer is a product of two activations.
     rests : tuple of ModeName
         Modes of runs without state: first spatial, where the layer can be, then dense.
     floor, ceiling : int
@@ -115,6 +117,7 @@ class LayerCost:
     def __init__(self, placement: Placement, config: Config, memory: Memory) -> None:
         layer = placement.layer
         self.memory = memory
+        self.is_product = isinstance(layer, Product)
         self.rests: tuple[ModeName, ...] = ("dense",)
         if placement.may_be_spatial:
             self.rests = ("spatial", "dense")
