@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import Decision, Rule, pack
+from ditto.hdl.protocol import DECISION_WORDS, Decision, Rule, pack
 from ditto.host.costs import LayerCosts, count_items
 from ditto.host.layers import Linear, Product
 from ditto.host.program import Placement, Program
@@ -488,14 +488,14 @@ class Tabled:
 
     def words(self, program: Program) -> list[int]:
         """Return the table at the beginning of a sample."""
-        words = [0] * (4 * program.decisions)
+        words = [0] * (DECISION_WORDS * program.decisions)
         for placement in program.layers:
             if not isinstance(placement.layer, Linear):
                 continue
             may_be_spatial = self._may_be_spatial and placement.may_be_spatial
             word = pack(Decision, rule=self._rule, spatial=int(may_be_spatial))
             for bands in placement.parts[0].states:
-                words[4 * bands[0].entry["decision"]] = int.from_bytes(word, "little")
+                words[DECISION_WORDS * bands[0].entry["decision"]] = int.from_bytes(word, "little")
         return words
 
     def choose(self, layer: int, has_state: bool) -> Choice:

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import Counters, Decision, Mode, Rule, pack
+from ditto.hdl.protocol import DECISION_WORDS, Counters, Decision, Mode, Rule, pack
 from ditto.host.analysis import Setting
 from ditto.host.bench import fitting
 from ditto.host.costs import LayerCosts, ProductCosts
@@ -234,7 +234,7 @@ class _Table:
         self._had_state: dict[int, bool] = {}
         for layer, cost in enumerate(costs):
             word = pack(Decision, rule=Rule.ADAPTIVE, spatial=int("spatial" in cost.rests))
-            self._decisions.write(4 * layer, [int.from_bytes(word, "little")])
+            self._decisions.write(DECISION_WORDS * layer, [int.from_bytes(word, "little")])
 
     def choose(self, layer: int, has_state: bool) -> Choice:
         """Choose before a run."""
