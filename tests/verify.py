@@ -330,6 +330,8 @@ def functional(result: dict[str, Any]) -> list[str]:
         )
     lines += [f"| {name} | -- | not measured | {verdict(False)} |" for name in unmeasured([result])]
     for block in result["blocks"]:
+        if refused := block.get("refused"):
+            lines += ["", f"Refused by the device with {block['block']}: {'; '.join(refused)}."]
         if block["missed"]:
             lines += ["", f"Not reached by the device with {block['block']}:", ""]
             lines += [f"- {missed}" for missed in block["missed"]]
