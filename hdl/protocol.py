@@ -38,6 +38,7 @@ from amaranth.lib import data, enum
 __all__ = [
     "COUNTERS",
     "COUNT_BITS",
+    "DECISION_WORDS",
     "ESCAPE",
     "MAGIC",
     "MOST_LEAD",
@@ -73,6 +74,9 @@ NO_BUILD = bytes(8)
 COUNT_BITS = 24
 """Width of the counts in the table of decisions; they wrap around."""
 
+DECISION_WORDS = 4
+"""Words of 32 bits of a decision: a :class:`Decision`, then a count for each mode of a run."""
+
 ESCAPE = 0x80
 """Byte of a delta stream that announces a delta of two bytes; see :attr:`Space.DELTAS`."""
 
@@ -105,8 +109,8 @@ class Space(enum.Enum, shape=8):
     #: accumulators: a tile that is never run cannot part them from the references. Nor does the
     #: device know the inputs that deltas were taken from, so an entry gets one or the other.
     INPUTS = 3
-    #: Table of decisions: words of 32 bits, four for each decision: a :class:`Decision`, and what
-    #: the current step has taken by :class:`Mode`, see :class:`Rule`.
+    #: Table of decisions: words of 32 bits, :data:`DECISION_WORDS` for each decision: a
+    #: :class:`Decision`, and what the current step has taken by :class:`Mode`, see :class:`Rule`.
     DECISIONS = 4
 
 

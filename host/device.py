@@ -342,7 +342,7 @@ class Device:
             If they lie outside of the table, or there is none.
         """
         raw = np.asarray(words, "<u4").tobytes()
-        self._write_words(Space.DECISIONS, first, raw, _DECISION, 4 * self.config.layers)
+        self._write_words(Space.DECISIONS, first, raw, _DECISION, self.config.decision_words)
 
     def read_decisions(self, first: int, count: int) -> list[int]:
         """Return words of 32 bits of the table of decisions, from ``first`` on.

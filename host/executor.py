@@ -29,6 +29,7 @@ from ditto.host.narrow import narrow_activation, times
 from ditto.host.program import Band, Part, Placement, Program
 from ditto.sim.golden import Golden, wrap
 from ditto.sim.memory import MEMORIES, Memory, Traffic
+from ditto.sim.spatial import spatial
 
 __all__ = ["Executor", "LayerRun", "MismatchError", "Stopped"]
 
@@ -332,13 +333,15 @@ class Executor:
             deltas["temporal"] = self._applied(q - reference)
             if choice.mode == "temporal":
                 q = reference + deltas["temporal"]
-        if choice.mode not in deltas:
+        if choice.mode == "spatial" and not placement.may_be_spatial:
+            raise ValueError(f"layer {layer.name} cannot be spatial on this device")
+        if choice.mode == "temporal" and "temporal" not in deltas:
             raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
         mode = Mode[choice.mode.upper()]
         self._references[index] = q if choice.keep else None
 
         sums, taken, dense_cycles = self._parts(
-            placement, mode, deltas[choice.mode], deltas["dense"]
+            placement, mode, deltas.get(choice.mode, deltas["dense"]), deltas["dense"]
         )
         digits = count_digits(placement, self.program.config, deltas)
         self._note(index, choice, taken, dense_cycles, digits)
@@ -363,7 +366,7 @@ class Executor:
         digits: dict[ModeName, int] = {"dense": counters.digits_dense}
         if held:
             digits["temporal"] = counters.digits_temporal
-        if all(band.entry["spatial"] for band in placement.bands):
+        if placement.may_be_spatial:
             digits["spatial"] = counters.digits_spatial
         self._note(index, choice, taken, dense_cycles, digits)
         if placement.rest is not None:
@@ -544,7 +547,7 @@ class Executor:
     ) -> tuple[NDArray[np.int64], _Taken]:
         """Run a part on the deltas of its layer; return the device's accumulators.
 
-        If the device takes them itself, the deltas are dense whatever the mode.
+        Deltas of a spatial run are dense here; and of any, if the device takes them itself.
         """
         lowered, bands = part.lowered, part.states[self._state]
         work = part.inputs(deltas) if bands[0].takes_inputs else lowered.deltas(deltas)
@@ -572,7 +575,8 @@ class Executor:
             if band.takes_inputs:
                 device.write_inputs(band.number, tile, mode)
             else:
-                device.write_deltas(band.number, tile)
+                own = spatial(tile, band.entry) if mode is Mode.SPATIAL else tile
+                device.write_deltas(band.number, own, mode)
             return device.run(band.number, mode)
 
         counters = run_on(self.device)

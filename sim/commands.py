@@ -60,7 +60,11 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             (Space.WEIGHTS, cluster, config.weight_rows, _weight_bytes(config))
             for cluster in range(config.clusters)
         ),
-        *([(Space.DECISIONS, 0, 4 * config.layers, 4)] if config.reference_depth else []),
+        *(
+            [(Space.DECISIONS, 0, config.decision_words, size(Decision))]
+            if config.reference_depth
+            else []
+        ),
     ]:
         # As many words as a frame holds, with its header and its check.
         most = (config.frame_bytes - size(CommandHeader) - 4) // word

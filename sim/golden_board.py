@@ -175,7 +175,7 @@ class GoldenBoard:
         config, golden = self.config, self.golden
         word, depth = {
             Space.LAYERS: (size(LayerEntry), config.layers),
-            Space.DECISIONS: (size(Decision), 4 * config.layers),
+            Space.DECISIONS: (size(Decision), config.decision_words),
             Space.WEIGHTS: (word_bytes(config.columns, config.weight_bits), config.weight_rows),
         }[space]
         if space is Space.WEIGHTS and bank >= config.clusters:

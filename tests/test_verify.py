@@ -1,7 +1,12 @@
 import importlib.util
 import json
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,12 +22,14 @@ def load() -> Any:
 def test_the_page_is_written_from_the_results() -> None:
     verify = load()
     results = json.loads(verify.RESULTS.read_text(encoding="utf-8"))
-    assert verify.PAGE.read_text(encoding="utf-8") == verify.page(results)
+    assert verify.PAGE.read_text(encoding="utf-8") == verify.page(
+        results["parts"], results["gateware"]
+    )
 
 
 def test_what_is_below_its_target_is_shown_so() -> None:
     verify = load()
-    ran = {"command": "python x", "commit": "0", "seconds": 1}
+    ran = {"command": "python x", "commit": "0", "gateware": "ab", "seconds": 1}
     survivor = {"mutant": 3, "change": "-mode inv"}
     block = {"block": "rows", "mutants": 100, "killed": 80, "equivalent": 10, "target": 0.95}
     covered = {"block": "rows", "line": 0.97, "toggle": 0.89, "target": 0.9, "missed": []}
@@ -33,20 +40,23 @@ def test_what_is_below_its_target_is_shown_so() -> None:
         "lint": ran | {"cases": [{"name": "a", "state": "failed"}]},
         "multipliers": ran | {"cases": [{"name": "a", "state": "passed"}]},
     }
-    text = verify.page(results)
+    text = verify.page(results, "ab")
     assert "| rows | 100 | 80 | 10 | 88.9% | 95% of 100: **below target** |" in text
     assert "- 3: `-mode inv`: not explained" in text
     assert "| rows | 97.0% | 89.0% | 90%: **below target** |" in text
     assert "39 passed: **below target**." in text
     assert "1 failed: **below target**." in text
     assert "1 passed: met." in text
-    assert text.count("Not measured.") == 4 + len(verify.evidence_link.SECTIONS)
+    assert text.count("Not measured: **below target**.") == 4 + len(verify.evidence_link.SECTIONS)
 
 
 def of(name: str, **result: object) -> str:
     verify = load()
     ran = {"command": "python x", "commit": "0", "seconds": 1, "cases": [], "blocks": []}
-    return verify.page({name: ran | result})
+    text = verify.page({name: ran | {"gateware": "ab"} | result}, "ab")
+    # The section of the part, which is not that of those that were not measured.
+    (section,) = [part for part in text.split("\n## ") if "`python x`" in part]
+    return section
 
 
 def test_faults_that_do_harm_are_shown() -> None:
@@ -88,3 +98,66 @@ def test_mutants_that_live_are_shown() -> None:
     text = of("mutation-host", blocks=[block | {"score": 0.8, "survivors": [survivor]}])
     assert "| host/a.py | 50 | 10 | 8 | 80.0% | 85%: **below target** |" in text
     assert "- `-x / +y`" in text
+
+
+def test_parts_of_other_gateware_and_parts_without_an_end_are_shown() -> None:
+    assert "earlier gateware" not in of("lint")
+    assert "**Of earlier gateware** (cd)" in of("lint", gateware="cd")
+    assert "earlier gateware" not in of("fuzz", gateware="cd")
+    assert "Ended after 7 s, before it was through: below target" in of("power-up", ended_after=7)
+
+
+def test_blocks_that_a_part_did_not_come_to_are_shown() -> None:
+    names = ["lanes", "array"]
+    assert "| array | -- | -- | -- | -- | not measured: **below" in of("mutation-core", asked=names)
+    assert "| array | -- | not measured | **below target** |" in of("functional", asked=names)
+    assert "| array | -- | -- | not measured: **below target** |" in of("coverage", asked=names)
+
+
+def alive(marker: str) -> int:
+    texts = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            texts.append(path.read_bytes().decode(errors="replace"))
+    return sum(marker in text for text in texts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_parts_end_when_their_time_is_up(tmp_path: Path) -> None:
+    verify = load()
+    marker = f"sleep_{os.getpid()}"
+    # A child in a process group of its own, as the tools of proofs are.
+    text = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', "
+        f"'import time; time.sleep(60) # {marker}'], process_group=0); time.sleep(60)"
+    )
+    verify.PARTS.clear()
+    verify.PARTS |= {
+        "long": verify.Part(["-c", text], 1.0),
+        "short": verify.Part(["-c", "pass"], 0.9),
+        "late": verify.Part(["-c", "pass"], 0.8),
+    }
+    results: dict[str, Any] = {}
+    verify.run_all(["short", "late", "long"], 1, 1.5, results.__setitem__)
+    assert results["long"]["ended_after"] == 1 and "ended_after" not in results["short"]
+    assert alive(marker) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_parts_end_with_it() -> None:
+    verify = load()
+    marker = f"stop_{os.getpid()}"
+    verify.PARTS.clear()
+    verify.PARTS["long"] = verify.Part(["-c", f"import time; time.sleep(60) # {marker}"], 60)
+
+    def stop(*_: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        with pytest.raises(SystemExit):
+            verify.run_all(["long"], 1, 60, lambda *_: None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert alive(marker) == 0

@@ -4,10 +4,12 @@
     python tests/verify.py --parts lint       some of them; the others stay as they were measured
     python tests/verify.py --parts ""         write the page again
 
-Results are kept in docs/verification.json: each with its command and the commit that it was run on.
+Results are kept in docs/verification.json: each with its command and the gateware that it is of.
+Ended by SIGTERM or Ctrl-C, it ends its parts and keeps the results of those that are through.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -16,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -58,6 +60,7 @@ PARTS |= {
     for bench in BENCHES
 }
 PARTS |= {name: Part(*part) for name, part in evidence_link.PARTS.items()}
+OF_THE_HOST = ("fuzz", "fuzz-by-coverage", "mutation-host", "coverage-host")
 MATRIX_TARGET = 40
 MUTANTS_TARGET = 100
 EXPLAINED = {
@@ -74,39 +77,117 @@ def text_of(arguments: list[str]) -> str:
     return " ".join(["python", *(f'"{a}"' if " " in a else a for a in arguments)])
 
 
-def run(part: Part, work: Path) -> dict[str, Any]:
-    """Run a part; a failure is a result."""
-    is_pytest = "pytest" in part.arguments
-    output = work / ("report.xml" if is_pytest else "report.json")
-    extra = [f"--junitxml={output}"] if is_pytest else ["-o", str(output)]
-    start = time.monotonic()
-    usage = None
-    process = subprocess.Popen(
-        [sys.executable, *part.arguments, *extra],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        while usage is None and time.monotonic() < start + part.limit:
-            time.sleep(0.2)
-            pid, _, used = os.wait4(process.pid, os.WNOHANG)
-            usage = used if pid else None
-    finally:
+class Run:
+    """A part that runs, as a session of processes of its own.
+
+    Parameters
+    ----------
+    part
+        What to run.
+    limit
+        Seconds that it may take.
+    work
+        Folder for its report.
+    """
+
+    def __init__(self, part: Part, limit: float, work: Path) -> None:
+        self.part, self.limit = part, limit
+        self.is_pytest = "pytest" in part.arguments
+        self.output = work / ("report.xml" if self.is_pytest else "report.json")
+        extra = [f"--junitxml={self.output}"] if self.is_pytest else ["-o", str(self.output)]
+        self.start = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, *part.arguments, *extra],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def poll(self) -> dict[str, Any] | None:
+        """Return the result if the part is through or has used up its time; it is ended then."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        seconds = time.monotonic() - self.start
+        if not pid and seconds < self.limit:
+            return None
+        self.end()
+        is_late = not pid
+        if is_late:
+            print(f"{text_of(self.part.arguments)}: ended after {seconds:.0f} s", file=sys.stderr)
+            _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        result: dict[str, Any] = {
+            "command": text_of(self.part.arguments),
+            "commit": commit(),
+            "gateware": gateware(),
+            "seconds": round(seconds),
+            "processor": round(usage.ru_utime + usage.ru_stime),
+        }
+        if is_late:
+            result["ended_after"] = round(seconds)
+        if not self.output.exists():
+            return result | {"cases": [], "blocks": []}
+        read = read_report if self.is_pytest else lambda path: json.loads(path.read_text())
+        return result | read(self.output)
+
+    def end(self) -> None:
+        """Kill every process of the part: SymbiYosys' tools have process groups of their own."""
+        session = self.process.pid
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if usage is None:
-            print(f"{text_of(part.arguments)}: ended after {part.limit:g} s", file=sys.stderr)
-            _, _, usage = os.wait4(process.pid, 0)
-    result: dict[str, Any] = {
-        "command": text_of(part.arguments),
-        "commit": commit(),
-        "seconds": round(time.monotonic() - start),
-        "processor": round(usage.ru_utime + usage.ru_stime),
-    }
-    if not output.exists():
-        return result | {"cases": [], "blocks": []}
-    return result | (read_report(output) if is_pytest else json.loads(output.read_text()))
+            os.killpg(session, signal.SIGKILL)
+
+
+def run_all(
+    names: list[str],
+    jobs: int,
+    seconds: float,
+    keep: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """Run parts, the longest first, so that none of them is left alone at the end.
+
+    Parameters
+    ----------
+    names
+        The parts.
+    jobs
+        How many at a time.
+    seconds
+        For all of them: what runs then is ended, and what waits does not begin.
+    keep
+        Is given each part's name and result.
+    """
+    waiting = sorted(names, key=lambda name: -PARTS[name].limit)
+    running: dict[str, Run] = {}
+    begin = time.monotonic()
+    with ExitStack() as folders:
+        try:
+            while waiting or running:
+                left = begin + seconds - time.monotonic()
+                while waiting and len(running) < jobs and left > 0:
+                    name = waiting.pop(0)
+                    folder = folders.enter_context(
+                        tempfile.TemporaryDirectory(prefix="ditto-verify-")
+                    )
+                    print(f"{name} begins", flush=True)
+                    running[name] = Run(PARTS[name], min(PARTS[name].limit, left), Path(folder))
+                if not running:
+                    break
+                time.sleep(0.2)
+                for name, part in list(running.items()):
+                    if (result := part.poll()) is not None:
+                        del running[name]
+                        print(f"{name}: {result['seconds']} s", flush=True)
+                        keep(name, result)
+        finally:
+            for part in running.values():
+                part.end()
+                part.process.wait()
+    if waiting:
+        print(f"No time was left for {', '.join(waiting)}", file=sys.stderr)
 
 
 def commit() -> str:
@@ -114,6 +195,14 @@ def commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     return done.stdout.strip() or "unknown"
+
+
+def gateware() -> str:
+    """Return a digest of the gateware's sources."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "hdl").glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -134,11 +223,19 @@ def read_report(path: Path) -> dict[str, Any]:
     return {"cases": cases}
 
 
-def run_of(result: dict[str, Any]) -> str:
-    """Say how a result was measured."""
-    if "processor" not in result:
-        return f"`{result['command']}` at {result['commit']}, {result['seconds']} s."
-    return f"`{result['command']}` at {result['commit']}, {result['processor']} processor seconds."
+def run_of(result: dict[str, Any], today: str | None = None) -> str:
+    """Say how a result was measured; ``today`` is the gateware that the page is about."""
+    spent = (
+        f"{result['processor']} processor seconds"
+        if "processor" in result
+        else f"{result['seconds']} s"
+    )
+    text = f"`{result['command']}` at {result['commit']}, {spent}."
+    if today is not None and result.get("gateware") != today:
+        text += f" **Of earlier gateware** ({result.get('gateware', 'not recorded')})."
+    if "ended_after" in result:
+        text += f" **Ended after {result['ended_after']} s, before it was through: below target.**"
+    return text
 
 
 def verdict(is_met: bool) -> str:
@@ -179,6 +276,16 @@ def proofs(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def unmeasured(parts: list[dict[str, Any]]) -> list[str]:
+    """Return the blocks that parts were asked for and have no result of."""
+    return [
+        name
+        for part in parts
+        for name in part.get("asked", [])
+        if name not in [block["block"] for block in part["blocks"]]
+    ]
+
+
 def mutation(parts: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| block | mutants | killed | proven equivalent | score | target |",
@@ -192,6 +299,10 @@ def mutation(parts: list[dict[str, Any]]) -> list[str]:
             f"{block['equivalent']} | {block['score']:.1%} | {block['target']:.0%} of "
             f"{MUTANTS_TARGET}: {verdict(is_met)} |"
         )
+    lines += [
+        f"| {name} | -- | -- | -- | -- | not measured: {verdict(False)} |"
+        for name in unmeasured(parts)
+    ]
     for block in blocks:
         if block["survivors"]:
             lines += ["", f"Survivors of {block['block']}:", ""]
@@ -217,7 +328,10 @@ def functional(result: dict[str, Any]) -> list[str]:
             f"| {block['block']} | {block['combinations']} | {share:.1%} | "
             f"{block['target']:.0%}: {verdict(share >= block['target'])} |"
         )
+    lines += [f"| {name} | -- | not measured | {verdict(False)} |" for name in unmeasured([result])]
     for block in result["blocks"]:
+        if refused := block.get("refused"):
+            lines += ["", f"Refused by the device with {block['block']}: {'; '.join(refused)}."]
         if block["missed"]:
             lines += ["", f"Not reached by the device with {block['block']}:", ""]
             lines += [f"- {missed}" for missed in block["missed"]]
@@ -232,28 +346,48 @@ def coverage(result: dict[str, Any]) -> list[str]:
             f"| {block['block']} | {block['line']:.1%} | {block['toggle']:.1%} | "
             f"{block['target']:.0%}: {verdict(worst >= block['target'])} |"
         )
+    lines += [
+        f"| {name} | -- | -- | not measured: {verdict(False)} |" for name in unmeasured([result])
+    ]
     lines += ["", "Not counted:", "", *(f"- {reason}" for reason in result.get("waived", []))]
     return lines
 
 
-def page(results: dict[str, Any]) -> str:
-    """Write the page."""
+def below(lines: list[str]) -> list[str]:
+    """Return the titles of the sections in which something is not as it should be."""
+    found: list[str] = []
+    title = ""
+    for line in lines:
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+        if (
+            re.search(r"below target|earlier gateware\*\*|\*\*failed|\*\*skipped", line)
+            and title not in found
+        ):
+            found.append(title)
+    return found
+
+
+def page(results: dict[str, Any], today: str) -> str:
+    """Write the page about the gateware of a digest."""
     lines = [
         "# Verification",
         "",
         "<!-- Written by tests/verify.py from verification.json; change those. -->",
         "",
         "What speaks for the gateware, measured by the commands shown. `make verify` runs all of "
-        "it and writes this page; anything below its target is shown as such.",
+        "it and writes this page; anything below its target is shown as such. The digest of the "
+        f"gateware's sources (`hdl/*.py`) is {today}; what is of others says so.",
     ]
+    head = len(lines)
 
     def part(name: str, title: str, text: str) -> dict[str, Any] | None:
         lines.extend(["", f"## {title}", "", text, ""])
         if name not in results:
-            lines.append("Not measured.")
+            lines.append(f"Not measured: {verdict(False)}.")
             return None
         result = results[name]
-        lines.append(run_of(result))
+        lines.append(run_of(result, None if name in OF_THE_HOST else today))
         lines.append("")
         return result
 
@@ -300,9 +434,9 @@ def page(results: dict[str, Any]) -> str:
         "",
     ]
     mutated = [results[f"mutation-{bench}"] for bench in BENCHES if f"mutation-{bench}" in results]
-    lines += [f"- {run_of(result)}" for result in mutated]
+    lines += [f"- {run_of(result, today)}" for result in mutated]
     if missing := [bench for bench in BENCHES if f"mutation-{bench}" not in results]:
-        lines.append(f"- Not measured: {', '.join(missing)}.")
+        lines.append(f"- Not measured: {', '.join(missing)}: {verdict(False)}.")
     lines += ["", *mutation(mutated)]
     if result := part(
         "functional",
@@ -343,12 +477,14 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"What is on this page took {total} processor seconds; two cores have 7200 in an hour.",
         "",
-        "## Not measured yet",
-        "",
-        "Proofs of the engine's control.",
-        "",
     ]
-    return "\n".join(lines)
+    short = [f"- {title}" for title in below(lines)]
+    summary = (
+        "Below target, not measured, or of earlier gateware is something of:"
+        if short
+        else "All targets are met."
+    )
+    return "\n".join([*lines[:head], "", summary, "", *short, *lines[head:]])
 
 
 def is_fine(result: dict[str, Any]) -> bool:
@@ -359,23 +495,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", default=",".join(PARTS), help="(default: all of them)")
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time (default: 2)")
+    parser.add_argument("--minutes", type=float, default=60, help="for all parts (default: 60)")
     options = parser.parse_args()
     names = [name for name in options.parts.split(",") if name]
     for name in names:
         if name not in PARTS:
             parser.error(f"there is no part {name!r}; choose from {', '.join(PARTS)}")
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"parts": {}}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM"))
 
-    def measure(name: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="ditto-verify-") as folder:
-            results[name] = run(PARTS[name], Path(folder))
+    def write() -> None:
+        results["gateware"] = gateware()
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(results["parts"], results["gateware"]), encoding="utf-8")
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        # The longest first, so that none of them is left alone at the end.
-        longest = sorted(names, key=lambda name: -PARTS[name].limit)
-        for _ in pool.map(measure, longest):
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(results), encoding="utf-8")
+    def keep(name: str, result: dict[str, Any]) -> None:
+        results["parts"][name] = result
+        write()
+
+    write()
+    run_all(names, options.jobs, 60 * options.minutes, keep)
 
 
 if __name__ == "__main__":

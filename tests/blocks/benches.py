@@ -1,14 +1,18 @@
 # amaranth: UnusedElaboratable=no
 """The gateware's blocks, and the bench of each."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from amaranth.lib import wiring
 
+from ditto.fpga.axi import AxiDevice
+from ditto.fpga.uart import Uart
 from ditto.hdl.config import Config, Multiplier
 from ditto.hdl.difference_buffer import DifferenceBuffer
+from ditto.hdl.differences import Differencer
 from ditto.hdl.encoder import Encoder
 from ditto.hdl.engine import Engine
 from ditto.hdl.framing import Deframer, Framer
@@ -17,20 +21,12 @@ from ditto.hdl.sequencer import Sequencer, row_of
 from ditto.hdl.top import Top
 from ditto.sim.cocotb_runner import run_cocotb
 
-CONFIG: dict[str, Any] = dict(
-    clusters=3,
-    lanes=2,
-    columns=5,
-    accumulator_bits=19,
-    weight_rows=330,
-    accumulator_rows=70,
-    item_depth=300,
-    positions=25,
-    channels=9,
-    list_depth=11,
-    layers=5,
-    frame_bytes=128,
-)
+sys.path.append(str(Path(__file__).parents[1] / "cocotb"))
+from test_cocotb_blocks import CONFIGS, CORE  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+__all__ = ["CONFIGS", "COVERED", "TABLE", "Bench"]
+
+CONFIG = CONFIGS["odd"]
 SMALL = CONFIG | dict(clusters=2, columns=3)
 
 
@@ -65,6 +61,20 @@ FRAMING = {"frame_bytes": 300, "lengths": [1, 2, 5, 249, 250, 251, 254, 296], "f
 TABLE = {
     "framer": Bench(lambda _: Framer(), "framing", FRAMING, {"framer": ALL}),
     "deframer": Bench(lambda _: Deframer(frame_bytes=300), "framing", FRAMING, {"deframer": ALL}),
+    # A bit lasts six and a quarter cycles. The queue holds 64 bytes, and the receiver another one.
+    "uart": Bench(
+        lambda _: Uart(frequency=25, baud=4),
+        "uart",
+        {"rate": {"frequency": 25, "baud": 4}, "bytes": 6, "room": 65, "resets": 5},
+        {"UART": ALL},
+    ),
+    "differences": Bench(
+        Differencer,
+        "differences",
+        {"tiles": 20},
+        {"differences": ALL},
+        CONFIG | {"reference_depth": 150, "neighbour_depth": 22},
+    ),
     "encoder": Bench(Encoder, "encoder", {"tiles": 25}, {"encoder": ALL}),
     "buffer": Bench(DifferenceBuffer, "buffers", {"cycles": 1000}, {"difference buffer": ALL}),
     "rows": Bench(
@@ -100,6 +110,16 @@ TABLE = {
         "core",
         {"commands": 50, "resets": 2},
         {"command machine": "command.*"},
-        SMALL | dict(weight_rows=40, accumulator_rows=15, layers=3),
+        SMALL | CORE["odd"],
     ),
+}
+# Its clock and its reset have AXI's names, so that it has neither mutants nor a dirty power-up.
+COVERED = TABLE | {
+    "ditto_axi": Bench(
+        AxiDevice,
+        "axi",
+        {},
+        {"AXI": ""},
+        SMALL | dict(clusters=1, lanes=1, columns=2),
+    )
 }

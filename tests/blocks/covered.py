@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benches import TABLE
+from benches import COVERED
 
 from ditto.hdl.config import Config
 
@@ -50,7 +50,7 @@ def points(data: Path) -> list[tuple[dict[str, str], int]]:
 
 def measure(name: str) -> list[dict[str, Any]]:
     """Measure the blocks of one bench."""
-    bench = TABLE[name]
+    bench = COVERED[name]
     with tempfile.TemporaryDirectory(prefix="ditto-coverage-") as folder:
         data = Path(folder, "coverage.dat")
         bench.run(name, bench.make(Config(**bench.config)), coverage=data)
@@ -98,11 +98,13 @@ def is_waived(kind: str, text: str, signal: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--benches", default=",".join(TABLE), help="(default: all of them)")
+    parser.add_argument("--benches", default=",".join(COVERED), help="(default: all of them)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     results = []
-    for name in options.benches.split(","):
+    names = options.benches.split(",")
+    asked = [block for name in names for block in COVERED[name].blocks]
+    for name in names:
         for result in measure(name):
             results.append(result)
             print(
@@ -110,9 +112,8 @@ def main() -> None:
                 f"{result['points']}",
                 flush=True,
             )
-        options.output.write_text(
-            json.dumps({"blocks": results, "waived": list(WAIVED)}, indent=1) + "\n"
-        )
+        report = {"asked": asked, "blocks": results, "waived": list(WAIVED)}
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

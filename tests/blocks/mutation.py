@@ -21,8 +21,6 @@ from ditto.sim.mutation import Mutants
 
 TARGET = 0.95
 
-TARGET = 0.95
-
 
 def score(name: str, count: int, seed: int, jobs: int, seconds: float) -> list[dict[str, Any]]:
     """Measure the blocks of one bench."""
@@ -91,9 +89,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     results = []
-    for name in options.benches.split(","):
+    names = options.benches.split(",")
+    for name in names:
         if name not in TABLE:
             parser.error(f"there is no bench {name!r}; choose from {', '.join(TABLE)}")
+    asked = [block for name in names for block in TABLE[name].blocks]
+    for name in names:
         for result in score(name, options.mutants, options.seed, options.jobs, options.seconds):
             print(
                 f"{result['block']}: {result['killed']} of {result['mutants']} killed, "
@@ -105,7 +106,7 @@ def main() -> None:
                 print(f"  {survivor['mutant']}: {survivor['change']}", flush=True)
             results.append(result)
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"blocks": results}, indent=2) + "\n")
+        options.output.write_text(json.dumps({"asked": asked, "blocks": results}, indent=2) + "\n")
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{children.ru_utime + children.ru_stime:.0f} s of processor time in all")
 

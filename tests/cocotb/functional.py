@@ -1,6 +1,7 @@
 """Functional coverage of the engine's runs: kind of layer, mode and edge case, and each with each.
 
-A run is of every kind of layer that its entry is of, and has every edge case that it has.
+A run is of every kind of layer that its entry is of, and has every edge case that it has. Modes are
+those of tiles of deltas and, where the device has a reference buffer, of tiles of inputs.
 """
 
 from collections.abc import Callable
@@ -11,12 +12,22 @@ from cocotb_coverage.coverage import (  # pyright: ignore[reportMissingImports]
     CoverPoint,
     coverage_db,
 )
-from gateware import CONFIG
+from gateware import CONFIG, WARM_UP
 
-from ditto.hdl.protocol import Mode
-from ditto.sim.golden import items, taps
+from ditto.hdl.protocol import CommandError, LayerEntry, Mode
+from ditto.sim.golden import Golden, items, taps
 
-__all__ = ["CASES", "LAYERS", "deltas_for", "report", "sample"]
+__all__ = [
+    "CASES",
+    "DEFAULTS",
+    "LAYERS",
+    "MODES",
+    "REFUSED",
+    "deltas_for",
+    "inputs_for",
+    "report",
+    "sample",
+]
 
 Entry = dict[str, int]
 
@@ -50,9 +61,42 @@ CASES: dict[str, Callable[[Entry, np.ndarray], bool]] = {
 }
 """Edge cases."""
 
+DEFAULTS: Entry = dict.fromkeys((name for name, _ in LayerEntry.as_shape()), 0)
+"""An entry whose fields are all zero, for those that only tiles of inputs have."""
 
-def is_possible(layer: str, case: str) -> bool:
+
+def takes(mode: Mode) -> bool:
+    """Tell whether a device runs inputs in a mode."""
+    golden = Golden(CONFIG)
+    golden.write_layers(0, [DEFAULTS | WARM_UP.entry | {"spatial": 1}])
+    inputs = np.zeros((1, WARM_UP.entry["channels"]), int)
+    try:
+        golden.write_inputs(0, inputs, Mode.DENSE)
+        golden.run(0, Mode.DENSE)
+        golden.write_inputs(0, inputs, mode)
+        golden.run(0, mode)
+    except CommandError:
+        return False
+    return True
+
+
+MODES: dict[str, Mode] = {f"deltas, {mode.name}": mode for mode in (Mode.DENSE, Mode.TEMPORAL)}
+"""How a run gets its deltas, and its mode."""
+REFUSED: list[str] = []
+"""Those that the golden model refuses, and the engine has to refuse."""
+if CONFIG.reference_depth:
+    for _mode in (Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL):
+        if takes(_mode):
+            MODES[f"inputs, {_mode.name}"] = _mode
+        else:
+            REFUSED.append(f"inputs, {_mode.name}")
+
+
+def is_possible(layer: str, mode: str, case: str) -> bool:
     """Tell whether a device has such runs."""
+    if mode == "inputs, DENSE" and case == "smallest and largest delta":
+        # They are further apart than the smallest and the largest input.
+        return False
     kernels = CONFIG.list_depth > 2
     if layer in ("convolution", "dilated") and not kernels:
         return False
@@ -65,7 +109,11 @@ def is_possible(layer: str, case: str) -> bool:
 
 
 _IMPOSSIBLE = [
-    (layer, None, case) for layer in LAYERS for case in CASES if not is_possible(layer, case)
+    (layer, mode, case)
+    for layer in LAYERS
+    for mode in MODES
+    for case in CASES
+    if not is_possible(layer, mode, case)
 ]
 
 
@@ -76,7 +124,7 @@ _IMPOSSIBLE = [
     rel=lambda names, name: name in names,
     inj=False,
 )
-@CoverPoint("run.mode", xf=lambda entry, mode, deltas: mode.name, bins=[m.name for m in Mode])
+@CoverPoint("run.mode", xf=lambda entry, mode, deltas: mode, bins=list(MODES))
 @CoverPoint(
     "run.case",
     xf=lambda entry, mode, deltas: [name for name, is_so in CASES.items() if is_so(entry, deltas)],
@@ -85,12 +133,12 @@ _IMPOSSIBLE = [
     inj=False,
 )
 @CoverCross("run.all", items=["run.layer", "run.mode", "run.case"], ign_bins=_IMPOSSIBLE)
-def _sample(entry: Entry, mode: Mode, deltas: np.ndarray) -> None:
+def _sample(entry: Entry, mode: str, deltas: np.ndarray) -> None:
     """Take a run into account."""
 
 
-def sample(entry: Entry, mode: Mode, deltas: np.ndarray) -> None:
-    """Take a run into account; deltas have the shape (positions, channels)."""
+def sample(entry: Entry, mode: str, deltas: np.ndarray) -> None:
+    """Take a run in one of :data:`MODES` into account; deltas have the shape (..., channels)."""
     _sample(entry, mode, deltas)
 
 
@@ -119,3 +167,24 @@ def deltas_for(case: str, deltas: np.ndarray) -> np.ndarray:
             )
         case _:
             return deltas
+
+
+def inputs_for(mode: Mode, entry: Entry, deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs of shape (positions, channels) whose deltas are likely these, and references.
+
+    The references are inputs of the step before.
+    """
+    most = 1 << CONFIG.activation_bits - 1
+    references = np.clip(-(deltas // 2), -most, most - 1)
+    if mode is Mode.DENSE:
+        inputs = deltas
+    elif mode is Mode.TEMPORAL:
+        inputs = references + deltas
+    else:
+        # Along each line, from the clusters' step on.
+        step = entry["split"] * entry["stride_x"]
+        inputs = deltas.reshape(entry["in_height"], entry["in_width"], -1).copy()
+        for x in range(step, entry["in_width"]):
+            inputs[:, x] = np.clip(inputs[:, x] + inputs[:, x - step], -most, most - 1)
+        inputs = inputs.reshape(deltas.shape)
+    return np.clip(inputs, -most, most - 1), references

@@ -123,6 +123,14 @@ class Bench:
         self.waits = 0
         await self.send(pack_deltas(deltas))
 
+    async def take_inputs(self, number: int, inputs: np.ndarray, mode: Mode) -> None:
+        """Begin a tile of inputs, which the golden model takes, too, and send it."""
+        self.golden.write_inputs(number, inputs, mode)
+        await self.tasks.send([dict(run=0, inputs=1, entry=number, mode=mode)])
+        assert Status((await self.results.receive())[0]) is Status.OK
+        self.waits = 0
+        await self.send((inputs & 0xFF).astype(np.uint8).tobytes())
+
     async def read(self, cluster: int, row: int, count: int) -> np.ndarray:
         """Read words of a cluster."""
         dut = self.dut
@@ -460,22 +468,47 @@ async def every_kind_of_run(dut: Any) -> None:
     bench = Bench(dut)
     await bench.start()
 
-    async def run(mode: Mode, deltas: np.ndarray) -> None:
-        await bench.encode(0, deltas)
+    async def run(way: str, deltas: np.ndarray) -> None:
+        mode = functional.MODES[way]
+        if way.startswith("deltas"):
+            if mode is not Mode.DENSE:
+                await run("deltas, DENSE", deltas_of(work))
+            await bench.encode(0, deltas)
+        else:
+            inputs, before = functional.inputs_for(mode, work.entry, deltas)
+            if mode is Mode.TEMPORAL:
+                await bench.take_inputs(0, before, Mode.DENSE)
+                await bench.run(work, 0, Mode.DENSE)
+            await bench.take_inputs(0, inputs, mode)
+            told = bench.golden.differences
+            assert told is not None
+            deltas = told.deltas.reshape(-1, work.entry["channels"])
         await bench.run(work, 0, mode)
-        functional.sample(work.entry, mode, deltas)
+        functional.sample(work.entry, way, deltas)
 
     for combination in functional.report():
-        layer, mode, case = combination
+        layer, way, case = combination
         for _ in range(2000):
             if functional.report()[combination]:
                 break
             work = random_layer()
+            if CONFIG.reference_depth:
+                entry = work.entry
+                ring = min(entry["split"] * entry["stride_x"], entry["in_width"])
+                is_near = ring * entry["channels"] <= CONFIG.neighbour_depth
+                spatial = entry.get("spatial", 1) & is_near
+                work = work._replace(entry=functional.DEFAULTS | entry | {"spatial": spatial})
+                if way == "inputs, SPATIAL" and not work.entry["spatial"]:
+                    continue
             deltas = functional.deltas_for(case, deltas_of(work))
             if functional.LAYERS[layer](work.entry) and functional.CASES[case](work.entry, deltas):
                 await bench.load(work, 0)
-                if Mode[mode] is not Mode.DENSE:
-                    await run(Mode.DENSE, deltas_of(work))
-                await run(Mode[mode], deltas)
-    hits = {", ".join(key): count for key, count in functional.report().items()}
-    Path(PARAMETERS["functional"]).write_text(json.dumps(hits))
+                await run(way, deltas)
+    for way in functional.REFUSED:
+        await bench.tasks.send([dict(run=0, inputs=1, entry=0, mode=Mode[way.split(", ")[1]])])
+        assert Status((await bench.results.receive())[0]) is Status.BAD_LAYER
+    found = {
+        "hits": {", ".join(key): count for key, count in functional.report().items()},
+        "refused": functional.REFUSED,
+    }
+    Path(PARAMETERS["functional"]).write_text(json.dumps(found))

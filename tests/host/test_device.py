@@ -256,6 +256,39 @@ def test_an_answer_that_is_no_counters(length: int) -> None:
         device.counters()
 
 
+def test_accumulators_of_another_length() -> None:
+    board = GoldenBoard(CONFIG)
+    device = device_of(board)
+    board._execute = lambda *_: bytes(7)
+    word = (5 * CONFIG.accumulator_bits + 7) // 8
+    wanted = f"READ of {CONFIG.clusters} x 2 words with 7 bytes instead of "
+    with pytest.raises(DeviceError, match=f"{wanted}{CONFIG.clusters * 2 * word};"):
+        device.read_accumulators(0, 2)
+
+
+def test_no_accumulators() -> None:
+    device = device_of(GoldenBoard(CONFIG))
+    assert device.read_accumulators(3, 0).shape == (CONFIG.clusters, 0, CONFIG.columns)
+    with pytest.raises(CommandError, match="BAD_ADDRESS: accumulators"):
+        device.read_accumulators(0, -1)
+
+
+def test_commands_without_data_are_a_header() -> None:
+    board = GoldenBoard(CONFIG)
+    device = device_of(board)
+    sent = []
+    write = board.write
+
+    def record(data: bytes) -> None:
+        sent.extend(Decoder().feed(data))
+        write(data)
+
+    board.write = record
+    device.reset()
+    device.counters()
+    assert [len(body) for body in sent] == [12, 12]
+
+
 def test_frames_that_hold_no_word() -> None:
     config = Config(clusters=2, columns=64, frame_bytes=79)
     with pytest.raises(DeviceError, match=r"frame_bytes = 79 bytes, but a memory word needs 80"):
@@ -299,6 +332,8 @@ def test_refused_commands_say_what_was_asked() -> None:
     ):
         with pytest.raises(CommandError, match="BAD_ADDRESS"):
             refused()
+    with pytest.raises(CommandError, match="BAD_ADDRESS: WEIGHTS 1020..1024 of 1024"):
+        device.write_weights(0, 1020, np.zeros((5, 5), int))
     with pytest.raises(CommandError, match="BAD_COMMAND: cluster 3"):
         device.write_weights(3, 0, np.zeros((1, 5), int))
     with pytest.raises(ValueError, match="weights are at least -63, not -64"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config, demo
 from ditto.hdl.protocol import CommandError, Mode
 from ditto.host.boards import open_device
-from ditto.host.defo import Choice, Observation
+from ditto.host.defo import Choice, ModeName, Observation
 from ditto.host.device import Accelerator, Device
 from ditto.host.executor import Executor
 from ditto.host.model import Model
@@ -27,21 +27,25 @@ CONFIG = Config(clusters=3, columns=4, positions=20, channels=8, item_depth=96)
 class Random:
     """Chooses by chance, and notes what."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, program: Program) -> None:
         self._rng = rng
+        self._may_be_spatial = [placement.may_be_spatial for placement in program.layers]
         self.chosen: list[Choice] = []
 
     def choose(self, layer: int, has_state: bool) -> Choice:
-        is_temporal = has_state and self._rng.random() < 0.6
+        is_temporal = has_state and self._rng.random() < 0.5
+        is_spatial = self._may_be_spatial[layer] and self._rng.random() < 0.5
+        rest: ModeName = "spatial" if is_spatial else "dense"
         keep, watch = (bool(bit) for bit in self._rng.random(2) < 0.7)
-        choice = Choice("temporal" if is_temporal else "dense", keep, watch and has_state)
+        choice = Choice("temporal" if is_temporal else rest, keep, watch and has_state)
         self.chosen.append(choice)
         return choice
 
     def observe(self, layer: int, seen: Observation) -> None:
         assert seen.mode == self.chosen[-1].mode
         is_counted = self.chosen[-1].watch or seen.mode == "temporal"
-        assert set(seen.digits) == ({"dense", "temporal"} if is_counted else {"dense"})
+        spatial = {"spatial"} if self._may_be_spatial[layer] else set()
+        assert set(seen.digits) == {"dense"} | spatial | ({"temporal"} if is_counted else set())
 
 
 class Seen:
@@ -69,7 +73,7 @@ def check(
     ours, dense = Seen(device), Seen(Golden(config))
     executor = Executor(model, program, ours, check=True)  # type: ignore[arg-type]
     reference = Executor(model, program, dense, mode=Mode.DENSE)  # type: ignore[arg-type]
-    policy = Random(rng)
+    policy = Random(rng, program)
     executor.begin(policy)
     x = rng.standard_normal((1, 1, 6, 6)).astype(np.float32)
     for step in range(steps):
@@ -115,7 +119,7 @@ def test_on_the_hardware(denoiser_proto: onnx.ModelProto, seed: int) -> None:
     finally:
         device.close()
     modes = [choice.mode for choice in chosen]
-    assert modes.count("temporal") > 5 and modes.count("dense") > 5
+    assert min(modes.count("temporal"), modes.count("dense"), modes.count("spatial")) > 5
 
 
 def test_a_device_that_lost_its_state_refuses(denoiser_proto: onnx.ModelProto) -> None:
@@ -143,7 +147,8 @@ def test_a_policy_without_state_cannot_be_temporal(denoiser_proto: onnx.ModelPro
 
     model = Model(denoiser_proto)
     config = suggest(model.layers, model.shapes(), CONFIG)
-    executor = Executor(model, Program(model.layers, model.shapes(), config), Golden(config))
-    executor.begin(Eager(np.random.default_rng(0)))
+    program = Program(model.layers, model.shapes(), config)
+    executor = Executor(model, program, Golden(config))
+    executor.begin(Eager(np.random.default_rng(0), program))
     with pytest.raises(ValueError, match="layer first/Conv holds no state to be temporal"):
         executor.evaluate(0, np.zeros((1, 1, 6, 6), np.float32))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ditto.hdl.config import Config, ConfigError, Multiplier, demo
-from ditto.hdl.protocol import CommandHeader, Mode, Opcode, Status, pack
-from ditto.host.device import Device
+from ditto.hdl.protocol import CommandError, CommandHeader, Mode, Opcode, Status, pack
+from ditto.host.device import Accelerator, Device
 from ditto.host.framing import Decoder, encode
 from ditto.sim.board import SimulatedBoard
 from ditto.sim.commands import random_commands, without_link_stalls
@@ -17,7 +17,7 @@ from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 from ditto.sim.spatial import stretched
-from ditto.sim.workload import DELTAS, random_deltas, random_workload
+from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
 
 SMALL: dict[str, Any] = {
     "weight_rows": 320,
@@ -74,6 +74,7 @@ def drawn(count: int) -> list[Config]:
         clusters, lanes = rng.randint(1, 16), rng.randint(1, 2)
         columns = rng.randint(1, max(64 // (clusters * lanes), 1))
         channels = rng.randint(1, 20)
+        references = rng.choice([0, rng.randint(100, 800)])
         values: dict[str, Any] = dict(
             clusters=clusters,
             lanes=lanes,
@@ -92,6 +93,8 @@ def drawn(count: int) -> list[Config]:
             frame_bytes=rng.choice([64, 100, 1024, 4000]),
             multiplier=rng.choice(list(Multiplier)),
             skip=skip,
+            reference_depth=references,
+            neighbour_depth=rng.randint(1, 100) if references else 0,
         )
         try:
             configs.append(Config(**values))
@@ -105,6 +108,7 @@ def name(config: Config) -> str:
         f"{config.clusters}x{config.lanes}x{config.columns}-{config.multiplier}-"
         f"d{config.digit_bits}a{config.activation_bits}w{config.weight_bits}"
         f"{'' if config.skip else '-all'}"
+        f"{f'-r{config.reference_depth}' if config.reference_depth else ''}"
     )
 
 
@@ -144,6 +148,45 @@ def test_values_and_counters_are_those_of_the_golden_model(config: Config) -> No
                 where = f"layer {number} ({work.entry}), {mode.name}, {kind} deltas"
                 assert got == want, where
                 np.testing.assert_array_equal(gotten, wanted, where)
+            if config.reference_depth:
+                compare_inputs(rng, golden, device, work, number)
+
+
+def compare_inputs(
+    rng: np.random.Generator, golden: Golden, device: Device, work: Workload, number: int
+) -> None:
+    """Give inputs in every mode to a layer; what one side refuses, the other one does, too."""
+    config, entry = golden.config, work.entry
+    shift = entry["split"] * entry["stride_x"]
+    ring = min(shift, entry["in_width"]) * entry["channels"]
+    entry |= {
+        "reference_base": int(rng.integers(0, 50)),
+        "zero_point": int(rng.integers(-(1 << config.activation_bits - 1), 0)) & 0xFF,
+        "threshold": int(rng.choice([0, 0, 2])),
+        "spatial": int(entry.get("spatial", 1) and ring <= config.neighbour_depth),
+        "margin": entry.get("margin", 0),
+    }
+    both: tuple[Accelerator, ...] = (golden, device)
+    for accelerator in both:
+        work.load(accelerator, number)
+    most = 1 << config.activation_bits - 1
+    at, shape = entry["accumulator_base"], (entry["positions"], entry["channels"])
+    inputs = rng.integers(-most, most, shape)
+    for mode in (Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL, Mode.TEMPORAL, Mode.DENSE):
+        told: list[Any] = []
+        for accelerator in both:
+            try:
+                accelerator.write_inputs(number, inputs, mode)
+                counters = accelerator.run(number, mode)._replace(stall_link=0)
+                told.append((counters, accelerator.read_accumulators(at, work.rows)))
+            except CommandError as error:
+                told.append((error.status, np.empty(0)))
+        (want, wanted), (got, gotten) = told
+        where = f"layer {number} ({entry}), inputs, {mode.name}"
+        assert got == want, where
+        np.testing.assert_array_equal(gotten, wanted, where)
+        change = rng.integers(-3, 4, shape) * (rng.random(shape) < 0.5)
+        inputs = np.clip(inputs + change, -most, most - 1)
 
 
 FUZZED = Config(

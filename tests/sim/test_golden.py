@@ -145,6 +145,7 @@ def test_a_dense_run_restarts_from_zero() -> None:
     "lanes, deltas, items, length",
     [
         (1, [1, 5, 0, -8], 3, 3),
+        (1, [1, 5, 0, 48], 3, 3),
         (2, [1, 5, 0, -8], 3, 2),  # two and one
         (2, [16, 32, 0, 48], 3, 3),  # high digits are for the second lane alone
         (2, [16, 1, 2, 3], 4, 2),
@@ -194,6 +195,8 @@ def test_runs_without_their_state_are_refused() -> None:
             golden.run(0, mode)
         return caught.value.status
 
+    with pytest.raises(CommandError, match=f"BAD_ADDRESS: layer {CONFIG.layers}"):
+        golden.run(CONFIG.layers, Mode.DENSE)
     assert refused(Mode.DENSE) is Status.NO_DELTAS
     golden.write_deltas(0, deltas)
     assert refused(Mode.TEMPORAL) is Status.NO_STATE
