@@ -186,6 +186,9 @@ def _entry(rng: random.Random, config: Config) -> dict[str, int]:
         "weight_base": rng.randint(0, 1),
         "accumulator_base": rng.choice([_BASE - 1, _BASE]),
         "split": rng.randint(rng.random() > 0.1, config.clusters + (rng.random() < 0.1)),
+        "spatial": rng.randint(0, 1),
+        "margin": rng.choice([0, 0, 1, 2]),
+        "lead": rng.choice([0, 0, 1, 2, 15]),
     }
     entry["positions"] = entry["in_width"] + (rng.random() < 0.1)
     entry["skew"] = rng.randint(0, max(entry["split"] - 1, 0)) + (rng.random() < 0.05)
@@ -217,9 +220,6 @@ def _differences(rng: random.Random, config: Config) -> dict[str, int]:
     """Make the fields of an entry that differences take."""
     last = max(config.reference_depth - _POSITIONS * _CHANNELS, 0)
     return {
-        "spatial": rng.randint(0, 1),
-        "margin": rng.choice([0, 0, 1, 2]),
-        "lead": rng.choice([0, 0, 1, 2, 15]),
         "decides": rng.randint(0, 1),
         "decision": rng.choice([0, 0, 0, 1, config.layers]),
         "zero_point": rng.choice([0, 1, 0xFF]),

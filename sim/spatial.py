@@ -84,7 +84,7 @@ def stretched(entry: dict[str, int]) -> dict[str, int]:
     width = entry["in_width"] + entry["margin"]
     return entry | {
         "in_width": width,
-        "positions": entry["in_height"] * width,
+        "positions": entry["positions"] + entry["in_height"] * entry["margin"],
         "out_width": entry["out_width"] + before,
         "pad_left": entry["pad_left"] + before * entry["stride_x"],
     }

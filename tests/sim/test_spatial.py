@@ -78,7 +78,7 @@ def test_carried_accumulators_are_those_of_the_windows(data: st.DataObject) -> N
 
 
 def test_a_constant_image_costs_its_edges_only() -> None:
-    entry = {"in_height": 1, "in_width": 8, "out_height": 1, "out_width": 8}
+    entry = {"in_height": 1, "in_width": 8, "out_height": 1, "out_width": 8, "positions": 8}
     entry |= {"kernel_height": 1, "kernel_width": 3, "stride_y": 1, "stride_x": 1}
     entry |= {"dilation_y": 1, "dilation_x": 1, "pad_top": 0, "pad_left": 1, "split": 1}
     margin, lead = edges(entry)
