@@ -338,11 +338,13 @@ class Executor:
         if choice.mode == "temporal" and "temporal" not in deltas:
             raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
         mode = Mode[choice.mode.upper()]
-        self._references[index] = q if choice.keep else None
 
+        # If the link fails in the middle, nobody knows what the accumulators stand for.
+        self._references[index] = None
         sums, taken, dense_cycles = self._parts(
             placement, mode, deltas.get(choice.mode, deltas["dense"]), deltas["dense"]
         )
+        self._references[index] = q if choice.keep else None
         digits = count_digits(placement, self.program.config, deltas)
         self._note(index, choice, taken, dense_cycles, digits)
         if placement.rest is not None:
@@ -358,13 +360,14 @@ class Executor:
         mode = Mode.AUTO if is_auto else Mode[choice.mode.upper()]
         dense = q - layer.zero_point
 
+        self._held[index] = False
         sums, taken, dense_cycles = self._parts(placement, mode, dense, dense)
         counters = taken.counters
         name = cast(ModeName, Mode(counters.mode).name.lower())
         choice = Choice(name) if is_auto else choice
         self._held[index] = choice.keep
         digits: dict[ModeName, int] = {"dense": counters.digits_dense}
-        if held:
+        if held or name == "temporal":
             digits["temporal"] = counters.digits_temporal
         if placement.may_be_spatial:
             digits["spatial"] = counters.digits_spatial
@@ -410,8 +413,8 @@ class Executor:
                 if is_temporal and self._runs_cycles(placement, changes) <= dense_cycles:
                     choice, runs = choice._replace(mode="temporal"), changes
                     new.sums, new.filled, new.rest = old.sums, old.filled, old.rest
-        self._products[index] = new if choice.keep else None
 
+        self._products[index] = None
         taken = _Taken()
         for run in runs:
             given = layer.left if run.side else layer.right
@@ -424,6 +427,7 @@ class Executor:
             new.filled[run.head, run.side] = True
             rest = times(run.deltas, run.weights - given.zero_point - weights)
             new.rest[run.head] += rest.T if run.side else rest
+        self._products[index] = new if choice.keep else None
         self._note(index, choice, taken, dense_cycles, digits)
         total = new.sums[0] + new.sums[1].transpose(0, 2, 1) + new.rest
         return wrap(total, self.program.config.accumulator_bits)

@@ -66,6 +66,7 @@ SAMPLERS = [
     ["--sampler", "euler"],
     ["--policy", "dense"],
     ["--policy", "defo", "--memory", "sdram-state"],
+    ["--policy", "defo+"],
     ["--tau", "2"],
 ]
 
