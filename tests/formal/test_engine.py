@@ -255,7 +255,7 @@ WRITTEN = "m.d.sync += [filled.eq(filled & ~written_bit), loaded.eq(0)]"
     [
         pytest.param(OVERRUN, OVERRUN.replace("& ~", "| "), marks=pytest.mark.long),
         pytest.param(WRITTEN, "m.d.sync += loaded.eq(0)", marks=pytest.mark.long),
-        ("(tile.entry != task.entry)", "(tile.run != task.run)"),
+        ("(tile.entry != task.entry)", "(tile.run == task.run)"),
         ('m.next = "Hear"', 'm.next = "Walk ahead"'),
     ],
 )
