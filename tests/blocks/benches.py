@@ -83,7 +83,7 @@ TABLE = {
         {"cycles": 1000, "depth": 3},
         {"row queue": ALL},
     ),
-    "sequencer": Bench(Sequencer, "sequencer", {"runs": 25}, {"sequencer": ALL}),
+    "sequencer": Bench(Sequencer, "sequencer", {"runs": 60}, {"sequencer": ALL}),
     "engine": Bench(
         Engine,
         "engine",
