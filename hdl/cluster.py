@@ -173,9 +173,10 @@ class Cluster(wiring.Component):
             array.stop.eq(stop),
         ]
 
-        # Rows that were pushed and not written yet.
+        # Rows that were pushed and not written yet. One that is not written has another after it.
         pending = Signal(range(config.list_depth + 16), reset_less=True)
-        m.d.sync += pending.eq(pending + sequencer.work.push_row - array.written)
+        pushed = sequencer.work.push_row & ~sequencer.work.row.virtual
+        m.d.sync += pending.eq(pending + pushed - array.written)
         with m.If(stop):
             m.d.sync += pending.eq(0)
         # The engine hears of everything a cycle late, far away as it is.

@@ -95,7 +95,7 @@ class CommandMachine(wiring.Component):
         # Without a reference buffer there is no table of decisions either.
         decisions = [Space.DECISIONS] if config.reference_depth else []
         for space in decisions:
-            word_bytes[space], depths[space] = size(Decision), 4 * config.layers
+            word_bytes[space], depths[space] = size(Decision), config.decision_words
         word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
         address = Signal(17, reset_less=True)
         cluster = Signal.like(engine.cluster, reset_less=True)
@@ -168,7 +168,7 @@ class CommandMachine(wiring.Component):
             end.eq(header.address + header.count),
             in_range.eq(
                 (header.count != 0)
-                & Mux(reads_decisions, end <= 4 * config.layers, end <= config.accumulator_rows)
+                & Mux(reads_decisions, end <= config.decision_words, end <= config.accumulator_rows)
                 & (header.size != 0)
                 & Mux(
                     reads_decisions,

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
+from ditto.hdl.protocol import DECISION_WORDS
+
 __all__ = ["Config", "ConfigError", "MemoryUse", "Multiplier", "demo"]
 
 
@@ -263,6 +265,11 @@ class Config:
             "split": self.clusters,
         }
 
+    @property
+    def decision_words(self) -> int:
+        """Words of the table of decisions, which has as many as there are layer-table entries."""
+        return DECISION_WORDS * self.layers
+
     @staticmethod
     def held_taps(taps: int) -> int:
         """Return the list entries that are set aside for a row of so many taps."""
@@ -288,7 +295,7 @@ class Config:
             MemoryUse("frames", 1, self.frame_bytes, 8),
             MemoryUse("references", 1, self.reference_depth, self.activation_bits),
             MemoryUse("neighbours", 1, self.neighbour_depth, self.activation_bits),
-            MemoryUse("decisions", int(self.reference_depth > 0), 4 * self.layers, 32),
+            MemoryUse("decisions", int(self.reference_depth > 0), self.decision_words, 32),
         )
         return tuple(use for use in uses if use.bits)
 

@@ -13,8 +13,8 @@ __all__ = ["DecisionTable"]
 class DecisionTable(wiring.Component):
     """Hold decisions, and learn from runs; see :class:`ditto.hdl.protocol.Rule` for how.
 
-    Word ``4 * n`` is a :class:`~ditto.hdl.protocol.Decision`. The three after it hold, by mode,
-    what the step has taken. Everything may be used while the table is not busy.
+    Its words are those of :attr:`ditto.hdl.protocol.Space.DECISIONS`. Everything may be used while
+    the table is not busy.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class DecisionTable(wiring.Component):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        words = range(4 * config.layers)
+        words = range(config.decision_words)
         super().__init__(
             {
                 "number": In(range(self.config.layers)),
@@ -96,11 +96,11 @@ class DecisionTable(wiring.Component):
         """Build the table."""
         m = Module()
         m.submodules.words = words = memory.Memory(
-            shape=unsigned(32), depth=4 * self.config.layers, init=[]
+            shape=unsigned(32), depth=self.config.decision_words, init=[]
         )
         w, r = words.write_port(), words.read_port()
         place = Signal(2)  # of the words of a decision
-        walk = Signal(range(4 * self.config.layers))
+        walk = Signal(range(self.config.decision_words))
         word = Signal(COUNT_BITS, reset_less=True)  # as it was read
         known = Signal(Decision, reset_less=True)
         next_mode = Signal(2)

@@ -13,6 +13,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
+from ditto.hdl.deep_memory import DeepMemory
 from ditto.hdl.protocol import LayerEntry, Mode
 
 __all__ = ["Differencer", "count_digits"]
@@ -207,10 +208,7 @@ class Differencer(wiring.Component):
             ]
 
         # Memories: read in stage 0, so that the word is there in stage 1.
-        m.submodules.references = references = memory.Memory(
-            shape=value, depth=config.reference_depth, init=[]
-        )
-        reference_w, reference_r = references.write_port(), references.read_port()
+        m.submodules.references = references = DeepMemory(shape=value, depth=config.reference_depth)
         places = [address]
         own: list[Signal] = []  # the input of stages 1 to 3
         behind: list[Signal] = []  # whether it is one behind the line
@@ -220,7 +218,7 @@ class Differencer(wiring.Component):
             behind.append(Signal(name=f"behind_{stage}", reset_less=True))
         turned = Signal(reset_less=True)
         left = [Signal.like(column, name=f"left_{stage}", reset_less=True) for stage in (1, 2)]
-        m.d.comb += [reference_r.en.eq(moves), reference_r.addr.eq(address)]
+        m.d.comb += [references.read_en.eq(moves), references.read_address.eq(address)]
         other: Value = zero_point  # of the spatial difference
         if config.neighbour_depth:
             m.submodules.neighbours = neighbours = memory.Memory(
@@ -241,8 +239,8 @@ class Differencer(wiring.Component):
                 m.d.sync += written.eq(neighbour)
             other = Mux(turned, Mux(only, own[1], ring_r.data), zero_point)
 
-        # The words of a deep memory come late, so they have a cycle for themselves.
-        reference, neighboured = Signal(value, reset_less=True), Signal(value, reset_less=True)
+        # The words of block memories come late, so they have a cycle for themselves.
+        neighboured = Signal(value, reset_less=True)
         differences = [Signal(delta, name=f"{kind}_3", reset_less=True) for kind in "dts"]
         chosen = Signal(delta, reset_less=True)
         stays = Signal()  # the temporal delta is not applied
@@ -260,11 +258,10 @@ class Differencer(wiring.Component):
                 turned.eq(around),
                 left[0].eq(column),
                 left[1].eq(left[0]),
-                reference.eq(reference_r.data),
                 neighboured.eq(other),
                 own[2].eq(own[1]),
                 differences[0].eq(own[1] - zero_point),
-                differences[1].eq(own[1] - reference),
+                differences[1].eq(own[1] - references.read_data),
                 differences[2].eq(Mux(behind[1], zero_point, own[1]) - neighboured),
                 *(after.eq(now) for now, after in zip(behind, behind[1:], strict=False)),
                 *(after.eq(now) for now, after in zip(places[1:], places[2:], strict=False)),
@@ -290,9 +287,9 @@ class Differencer(wiring.Component):
         m.d.comb += [
             magnitude.eq(Mux(differences[1] < 0, -differences[1], differences[1])),
             stays.eq(magnitude <= entry.threshold),
-            reference_w.en.eq(moves & full[3] & ~behind[2] & ~(is_temporal & stays)),
-            reference_w.addr.eq(places[3]),
-            reference_w.data.eq(own[2]),
+            references.write_en.eq(moves & full[3] & ~behind[2] & ~(is_temporal & stays)),
+            references.write_address.eq(places[3]),
+            references.write_data.eq(own[2]),
             self.o.valid.eq(full[4]),
             self.o.payload.eq(chosen),
         ]

@@ -12,7 +12,7 @@ from ditto.hdl.config import Config
 from ditto.hdl.decisions import DecisionTable
 from ditto.hdl.encoder import Encoder
 from ditto.hdl.multiplier import stored
-from ditto.hdl.protocol import COUNTERS, LayerEntry, Mode, Status
+from ditto.hdl.protocol import COUNTERS, MOST_LEAD, LayerEntry, Mode, Status
 from ditto.hdl.sequencer import geometry_of
 
 __all__ = ["Engine", "EngineSignature", "task_of"]
@@ -84,10 +84,10 @@ class EngineSignature(wiring.Signature):
                 "weight_data": In(weights),
                 "cluster": In(range(max(config.clusters, 2))),
                 "read_en": In(1),
-                "read_address": In(range(max(config.accumulator_rows, 4 * config.layers))),
+                "read_address": In(range(max(config.accumulator_rows, config.decision_words))),
                 "read_data": Out(accumulators),
                 "decision_en": In(1),
-                "decision_address": In(range(4 * config.layers)),
+                "decision_address": In(range(config.decision_words)),
                 "decision_data": In(32),
                 "reads_decisions": In(1),
                 "decision": Out(32),
@@ -182,7 +182,7 @@ class Engine(wiring.Component):
                 cluster.start.eq(started),
                 cluster.begin.eq(begun),
                 cluster.stop.eq(stopped),
-                cluster.dense.eq(mode == Mode.DENSE),
+                cluster.dense.eq(mode != Mode.TEMPORAL),
             ]
 
         m.submodules.layers = layers = memory.Memory(
@@ -224,6 +224,13 @@ class Engine(wiring.Component):
         tile = Signal(task_of(config))
         tile_mode = Signal(Mode)
         blind = Signal()  # The entry held no accumulators before the tile.
+        # A spatial tile has positions behind each line, and its lines begin before the image.
+        extra, expected = Signal(20, reset_less=True), Signal(20, reset_less=True)
+        lead = Signal(range(15 * config.clusters + 1), reset_less=True)  # in output positions
+        lead_x = Signal(len(lead) + 4, reset_less=True)
+        is_spatial = Signal(reset_less=True)
+        may_be_spatial = Signal()
+        height = entry.in_height[: config.positions.bit_length()]
         m.d.sync += [
             taps.eq(entry.kernel_height * entry.kernel_width),
             geometry.room.eq(Array(rooms)[taps]),
@@ -235,7 +242,18 @@ class Engine(wiring.Component):
             geometry.split_x.eq(entry.split * entry.stride_x),
             geometry.skew_x.eq(entry.skew * entry.stride_x),
             geometry.skew_back_x.eq(geometry.skew_x - geometry.split_x),
+            is_spatial.eq(tile_mode == Mode.SPATIAL),
+            extra.eq(Mux(is_spatial, height * entry.margin, 0)),
+            expected.eq(entry.positions + extra),
+            lead.eq(entry.lead * entry.split[: config.clusters.bit_length()]),
+            lead_x.eq(lead * entry.stride_x),
+            geometry.pitch.eq(entry.in_width + Mux(is_spatial, entry.margin, 0)),
+            geometry.before_x.eq(entry.pad_left + Mux(is_spatial, lead_x, 0)),
+            geometry.carries.eq(is_spatial),
+            geometry.leads.eq(is_spatial & (entry.lead != 0)),
+            geometry.end_back.eq(entry.split - Mux(is_spatial, lead, 0)),
         ]
+        m.d.comb += may_be_spatial.eq(entry.spatial & (lead_x <= MOST_LEAD))
         m.d.sync += [
             possible.eq(
                 Cat(size != 0 for size in sizes).all()
@@ -245,11 +263,9 @@ class Engine(wiring.Component):
             ),
             holds_state.eq((filled & task_bit).any()),
             complete.eq(
-                encoder.exact
-                & (encoder.positions == entry.positions)
-                & (encoder.whole | ~tile.inputs)
+                encoder.exact & (encoder.positions == expected) & (encoder.whole | ~tile.inputs)
             ),
-            incomplete.eq(encoder.positions < entry.positions),
+            incomplete.eq(encoder.positions < expected),
         ]
         m.d.comb += [
             encoder.entry.eq(entry),
@@ -341,8 +357,7 @@ class Engine(wiring.Component):
                 with m.If(
                     ~possible
                     | (mode == Mode.AUTO)
-                    # The clusters cannot carry accumulators along a line.
-                    | (mode == Mode.SPATIAL)
+                    | ((mode == Mode.SPATIAL) & ~may_be_spatial)
                     | (task.inputs & ~task.run & ~is_takeable)
                 ):
                     finish(Status.BAD_LAYER)

@@ -251,7 +251,8 @@ def issue_of(config: Config) -> data.StructLayout:
     """Lay out what the lanes do in a cycle.
 
     ``busy`` has a bit for each lane that reads an item; ``rows`` are the first weight rows of the
-    items' taps. ``first`` and ``last`` mark the ends of an output row, which may be one cycle.
+    items' taps. ``first`` marks the beginning of an output row that starts anew, ``last`` the end
+    of one that is written; both may be one cycle.
     """
     return data.StructLayout(
         {
@@ -348,6 +349,7 @@ class Lanes(wiring.Component):
 
         finishing = Cat(lane.finishing for lane in lanes).all()
         valid, first = Signal(reset_less=True), Signal(reset_less=True)
+        virtual = Signal(reset_less=True)
         m.d.comb += [
             self.issue.valid.eq(valid),
             self.issue.first.eq(first),
@@ -356,12 +358,12 @@ class Lanes(wiring.Component):
             rows.clear.eq(self.clear),
             self.free_row.eq(valid & finishing),
             rows.pop.eq((~valid | finishing) & rows.filled & self.run),
-            self.issue.last.eq(finishing),
+            self.issue.last.eq(finishing & ~virtual),
         ]
         with m.If(valid):
             m.d.sync += [first.eq(0), valid.eq(~finishing)]
         with m.If(rows.pop):
-            m.d.sync += [valid.eq(1), first.eq(1)]
+            m.d.sync += [valid.eq(1), first.eq(~rows.head.carries), virtual.eq(rows.head.virtual)]
         with m.If(self.clear):
             m.d.sync += valid.eq(0)
         return m

@@ -38,8 +38,10 @@ from amaranth.lib import data, enum
 __all__ = [
     "COUNTERS",
     "COUNT_BITS",
+    "DECISION_WORDS",
     "ESCAPE",
     "MAGIC",
+    "MOST_LEAD",
     "NO_BUILD",
     "VERSION",
     "CommandError",
@@ -71,6 +73,9 @@ NO_BUILD = bytes(8)
 
 COUNT_BITS = 24
 """Width of the counts in the table of decisions; they wrap around."""
+
+DECISION_WORDS = 4
+"""Words of 32 bits of a decision: a :class:`Decision`, then a count for each mode of a run."""
 
 ESCAPE = 0x80
 """Byte of a delta stream that announces a delta of two bytes; see :attr:`Space.DELTAS`."""
@@ -104,8 +109,8 @@ class Space(enum.Enum, shape=8):
     #: accumulators: a tile that is never run cannot part them from the references. Nor does the
     #: device know the inputs that deltas were taken from, so an entry gets one or the other.
     INPUTS = 3
-    #: Table of decisions: words of 32 bits, four for each decision: a :class:`Decision`, and what
-    #: the current step has taken by :class:`Mode`, see :class:`Rule`.
+    #: Table of decisions: words of 32 bits, :data:`DECISION_WORDS` for each decision: a
+    #: :class:`Decision`, and what the current step has taken by :class:`Mode`, see :class:`Rule`.
     DECISIONS = 4
 
 
@@ -114,7 +119,8 @@ class Mode(enum.Enum, shape=8):
 
     DENSE = 0
     TEMPORAL = 1
-    #: No run can have it yet: such a tile and such a run are refused with ``BAD_LAYER``.
+    #: The accumulators of the cluster's output position before in the line: deltas are differences
+    #: along lines, see :func:`ditto.sim.spatial.spatial`.
     SPATIAL = 2
     #: In a command: what the table of decisions says, for INPUTS; the tile's mode, for RUN.
     AUTO = 3
@@ -182,6 +188,11 @@ class ResponseHeader(data.Struct):
     status: Status
 
 
+MOST_LEAD = 240
+"""Most columns of the input image by which a line of a spatial run may begin before its first
+window: ``lead * split * stride_x`` of a :class:`LayerEntry`."""
+
+
 class LayerEntry(data.Struct):
     """Everything that a run needs to know of a layer, or of one tile of it.
 
@@ -222,7 +233,8 @@ class LayerEntry(data.Struct):
     #: Columns by which the shares move from one output row to the next, less than ``split``.
     skew: 8
     #: Spatial runs: whether the entry may have them; positions behind each line of the image whose
-    #: differences are from the zeros there; and rows of a line before its first output position.
+    #: differences are from the zeros there; and rows of a line before its first output position,
+    #: which are not written, see ``MOST_LEAD``.
     spatial: 1
     margin: 4
     lead: 4

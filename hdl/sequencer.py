@@ -22,7 +22,7 @@ from amaranth.lib.wiring import In, Out
 
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import PlaceRead
-from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.protocol import MOST_LEAD, LayerEntry
 from ditto.hdl.register import register_of
 
 __all__ = [
@@ -67,7 +67,8 @@ def row_of(config: Config) -> data.StructLayout:
     """Lay out a row: how many items of each kind each lane takes, and where its entries are.
 
     The first lane takes its low items from the front of the row, the second from the back. High
-    items are for the last lane.
+    items are for the last lane. A row that ``carries`` goes on with the accumulators of the row
+    before; those of a ``virtual`` row are not written.
     """
     return data.StructLayout(
         {
@@ -76,6 +77,8 @@ def row_of(config: Config) -> data.StructLayout:
             "low_first": slot_range(config),
             "low_last": slot_range(config),
             "high_first": slot_range(config),
+            "carries": 1,
+            "virtual": 1,
         }
     )
 
@@ -97,6 +100,14 @@ def geometry_of(config: Config) -> data.StructLayout:
             "split_x": 8,
             "skew_x": 8,
             "skew_back_x": signed(9),
+            # Columns of a line of the input image, which begins so many before the first one.
+            "pitch": range(config.largest["in_width"] + 16),
+            "before_x": range(MOST_LEAD + 16),
+            # Spatial runs: rows carry, and some are before a line's first position. In any run,
+            # ``split`` less the columns of the output image that those take.
+            "carries": 1,
+            "leads": 1,
+            "end_back": range(-15 * config.clusters, config.clusters + 1),
         }
     )
 
@@ -207,13 +218,11 @@ class Sequencer(wiring.Component):
         largest = config.largest
         out_width = Signal(range(largest["out_width"] + 1))
         in_height = Signal(range(largest["in_height"] + 1))
-        in_width = Signal(range(largest["in_width"] + 1))
         split = Signal(range(largest["split"] + 1))
         skew = Signal(range(largest["split"]))
         m.d.comb += [
             out_width.eq(entry.out_width),
             in_height.eq(entry.in_height),
-            in_width.eq(entry.in_width),
             split.eq(entry.split),
             skew.eq(entry.skew),
         ]
@@ -243,7 +252,12 @@ class Sequencer(wiring.Component):
 
         # An origin is the image coordinate of the first tap of an output position; ``end_x`` is the
         # position after the present one, and ``next`` what begins the next output row.
-        end_x = Signal(range(largest["out_width"] + 2 * config.clusters), reset_less=True)
+        end_x = Signal(
+            range(-15 * config.clusters, largest["out_width"] + 2 * config.clusters),
+            reset_less=True,
+        )
+        # The row goes on with the accumulators of the one before; it is before the first position.
+        carries, virtual = Signal(reset_less=True), Signal(reset_less=True)
         next_first = Signal(range(config.clusters), reset_less=True)
         next_origin = Signal(place, reset_less=True)
         origin_y, origin_x = Signal(place, reset_less=True), Signal(place, reset_less=True)
@@ -256,7 +270,7 @@ class Sequencer(wiring.Component):
         share_start, share_origin = Signal(place, reset_less=True), Signal(place, reset_less=True)
         m.d.sync += [
             share_start.eq(self.share * entry.stride_x),
-            share_origin.eq(share_start - entry.pad_left),
+            share_origin.eq(share_start - geometry.before_x),
         ]
         m.d.comb += [
             turn.eq(skip | (step & last_tap & (end_x >= out_width))),
@@ -297,12 +311,17 @@ class Sequencer(wiring.Component):
                     y.eq(origin_y),
                     weight_row.eq(row_base),
                     next_base.eq(following_row),
-                    rows_left.eq(rows_left - 1),
+                    carries.eq(geometry.carries),
+                    virtual.eq(end_x < 0),
                 ]
+                with m.If(~virtual):
+                    m.d.sync += rows_left.eq(rows_left - 1)
         with m.If(turn | self.start):
             m.d.sync += [
                 lines_left.eq(lines_left - 1),
-                end_x.eq(first + split),
+                end_x.eq(first + geometry.end_back),
+                carries.eq(0),
+                virtual.eq(geometry.leads),
                 empty.eq(first >= out_width),
                 next_first.eq(first + skew - Mux(wraps, split, 0)),
                 next_origin.eq(origin + Mux(wraps, geometry.skew_back_x, geometry.skew_x)),
@@ -340,6 +359,8 @@ class Sequencer(wiring.Component):
                 "inside": 1,
                 "weight_row": range(config.weight_rows),
                 "last": 1,
+                "carries": 1,
+                "virtual": 1,
             }
         )
         taps_of = [Signal(tap, name=f"tap_{stage}", reset_less=True) for stage in range(4)]
@@ -350,10 +371,14 @@ class Sequencer(wiring.Component):
         m.d.sync += [
             valid[0].eq(step & ~self.stop),
             # What is negative is large without its sign.
-            taps_of[0].inside.eq((y.as_unsigned() < in_height) & (x.as_unsigned() < in_width)),
+            taps_of[0].inside.eq(
+                (y.as_unsigned() < in_height) & (x.as_unsigned() < geometry.pitch)
+            ),
             taps_of[0].weight_row.eq(weight_row),
             taps_of[0].last.eq(last_tap),
-            line.eq(y[: len(line)] * in_width),
+            taps_of[0].carries.eq(carries),
+            taps_of[0].virtual.eq(virtual),
+            line.eq(y[: len(line)] * geometry.pitch),
             column.eq(x),
             position.eq(line + column),
         ]
@@ -375,6 +400,7 @@ class Sequencer(wiring.Component):
         high_sum = Signal(work_range(config), reset_less=True)
         low_total, high_total = Signal.like(low_sum), Signal.like(high_sum)
         fresh = Signal(init=1, reset_less=True)
+        marks = Signal(2, reset_less=True)
         inside = valid[3] & present.inside
         m.d.comb += [
             low_total.eq(Mux(fresh, 0, low_sum) + Mux(present.inside, spot.low, 0)),
@@ -385,6 +411,7 @@ class Sequencer(wiring.Component):
                 low_sum.eq(low_total),
                 high_sum.eq(high_total),
                 fresh.eq(present.last),
+                marks.eq(Cat(present.carries, present.virtual)),
             ]
         m.d.sync += [
             push_low.eq(inside & (spot.low != 0) & ~self.stop),
@@ -423,6 +450,7 @@ class Sequencer(wiring.Component):
             row.low_first.eq(low_first),
             row.low_last.eq(low_end - 1),
             row.high_first.eq(high_first),
+            Cat(row.carries, row.virtual).eq(marks),
         ]
         if config.lanes == 1:
             m.d.sync += row.low[0].eq(low_sum)

@@ -160,7 +160,7 @@ class _Statistics:
                 dense = temporal = costs.cycles(now)
                 if kinds[1] is not None:
                     temporal = costs.cycles(kinds[1])
-                spatial = costs.spatial(now)[0] if costs.can_be_spatial else dense
+                spatial = costs.spatial(now)[0] if costs.may_be_spatial else dense
                 self._add_cycles(reader, step, dense, temporal, spatial)
         for pair in self._pairs:
             product = self._traced.products[pair]

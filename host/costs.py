@@ -109,9 +109,7 @@ class LayerCosts(_Costs):
         assert isinstance(placement.layer, Linear)
         self._layer = placement.layer
         #: Whether the layer can have spatial runs.
-        self.can_be_spatial = all(
-            band.entry["spatial"] for part in placement.parts for band in part.bands
-        )
+        self.may_be_spatial = placement.may_be_spatial
 
     def cycles(self, deltas: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the cycles of a run for each of some samples.
@@ -146,8 +144,6 @@ class LayerCosts(_Costs):
 
     def spatial(self, values: NDArray[np.int16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the cycles of a spatial run, and the digits of its differences, by sample.
-
-        The gateware has no such mode yet, see :mod:`ditto.sim.spatial`.
 
         Parameters
         ----------

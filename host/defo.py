@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import Decision, Rule, pack
+from ditto.hdl.protocol import DECISION_WORDS, Decision, Rule, pack
 from ditto.host.costs import LayerCosts, count_items
 from ditto.host.layers import Linear, Product
 from ditto.host.program import Placement, Program
 from ditto.sim.golden import Golden
 from ditto.sim.memory import Memory, Traffic
+from ditto.sim.spatial import spatial
 
 __all__ = [
     "POLICIES",
@@ -29,6 +30,7 @@ __all__ = [
     "ModeName",
     "Observation",
     "Planned",
+    "Resting",
     "Policy",
     "RunTime",
     "Tabled",
@@ -103,6 +105,8 @@ class LayerCost:
 
     Attributes
     ----------
+    is_product : bool
+        Whether the layer is a product of two activations.
     rests : tuple of ModeName
         Modes of runs without state: first spatial, where the layer can be, then dense.
     floor, ceiling : int
@@ -113,9 +117,9 @@ class LayerCost:
     def __init__(self, placement: Placement, config: Config, memory: Memory) -> None:
         layer = placement.layer
         self.memory = memory
-        bands = [band for part in placement.parts for band in part.bands]
+        self.is_product = isinstance(layer, Product)
         self.rests: tuple[ModeName, ...] = ("dense",)
-        if isinstance(layer, Linear) and all(band.entry["spatial"] for band in bands):
+        if placement.may_be_spatial:
             self.rests = ("spatial", "dense")
         self._transfers: dict[Choice, int] = {}
         full = sum(1 << shift * config.digit_bits for shift in range(config.shifts))
@@ -177,8 +181,8 @@ def count_digits(
 ) -> dict[ModeName, int]:
     """Return the nonzero digits of a layer's input in each mode, as the device's encoder gets them.
 
-    The host, which has the inputs and the references, counts them for all modes; the device counts
-    those of the mode that it runs.
+    The host, which has the inputs and the references, counts them for all modes; a device that does
+    not take differences itself counts those of the mode that it runs.
 
     Parameters
     ----------
@@ -187,16 +191,20 @@ def count_digits(
     config
         The device.
     deltas
-        For each mode, those of the layer: (positions, channels).
+        Those of dense runs and maybe of temporal ones: (positions, channels).
     """
-    return {
-        mode: sum(
-            count_items(part.lowered.deltas(own)[band.inputs], config)
-            for part in placement.parts
-            for band in part.bands
-        )
-        for mode, own in deltas.items()
-    }
+    counts: dict[ModeName, int] = dict.fromkeys(deltas, 0)
+    if placement.may_be_spatial:
+        counts["spatial"] = 0
+    for part in placement.parts:
+        work = {mode: part.lowered.deltas(own) for mode, own in deltas.items()}
+        for band in part.bands:
+            own = {mode: values[band.inputs] for mode, values in work.items()}
+            if "spatial" in counts:
+                own["spatial"] = spatial(own["dense"], band.entry)
+            for mode, values in own.items():
+                counts[mode] += count_items(values, config)
+    return counts
 
 
 def costs_of(program: Program, memory: Memory) -> tuple[LayerCost, ...]:
@@ -220,6 +228,26 @@ class Fixed:
     def choose(self, layer: int, has_state: bool) -> Choice:
         """Choose before a run."""
         return self._choice if has_state else self._first
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Do nothing."""
+
+
+class Resting:
+    """No run keeps its state: spatial where a layer can be, dense otherwise.
+
+    Parameters
+    ----------
+    costs
+        Of each layer.
+    """
+
+    def __init__(self, costs: Sequence[LayerCost]) -> None:
+        self._choices = [Choice(cost.rests[0], keep=False) for cost in costs]
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run."""
+        return self._choices[layer]
 
     def observe(self, layer: int, seen: Observation) -> None:
         """Do nothing."""
@@ -460,15 +488,14 @@ class Tabled:
 
     def words(self, program: Program) -> list[int]:
         """Return the table at the beginning of a sample."""
-        words = [0] * (4 * program.decisions)
+        words = [0] * (DECISION_WORDS * program.decisions)
         for placement in program.layers:
             if not isinstance(placement.layer, Linear):
                 continue
-            for bands in zip(*(part.states for part in placement.parts), strict=True):
-                own = [band.entry for part_bands in bands for band in part_bands]
-                spatial = self._may_be_spatial and all(entry["spatial"] for entry in own)
-                word = pack(Decision, rule=self._rule, spatial=int(spatial))
-                words[4 * own[0]["decision"]] = int.from_bytes(word, "little")
+            may_be_spatial = self._may_be_spatial and placement.may_be_spatial
+            word = pack(Decision, rule=self._rule, spatial=int(may_be_spatial))
+            for bands in placement.parts[0].states:
+                words[DECISION_WORDS * bands[0].entry["decision"]] = int.from_bytes(word, "little")
         return words
 
     def choose(self, layer: int, has_state: bool) -> Choice:

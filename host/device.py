@@ -81,7 +81,7 @@ class Accelerator(Protocol):
         """Return accumulators from ``row`` on: (clusters, ``count``, first ``columns``)."""
         ...
 
-    def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
+    def write_deltas(self, entry: int, deltas: NDArray[Any], mode: Mode = Mode.DENSE) -> None:
         """Fill the difference buffer with an entry's deltas, of shape (positions, channels)."""
         ...
 
@@ -292,15 +292,24 @@ class Device:
             parts.append(unpack_words(raw, columns, bits).reshape(clusters, n, columns))
         return np.concatenate(parts, axis=1)
 
-    def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
+    def write_deltas(self, entry: int, deltas: NDArray[Any], mode: Mode = Mode.DENSE) -> None:
         """Fill the difference buffer with the deltas of an entry, of shape (positions, channels).
+
+        Parameters
+        ----------
+        entry
+            Number of the layer-table entry.
+        deltas
+            In order; those of a spatial run are :func:`ditto.sim.spatial.spatial`.
+        mode
+            Of the run. Between dense and temporal, the run may still choose.
 
         Raises
         ------
         CommandError
-            If they do not fit the difference buffer.
+            If the entry cannot run in the mode.
         """
-        self._write_tile(Space.DELTAS, entry, pack_deltas(deltas))
+        self._write_tile(Space.DELTAS, entry, pack_deltas(deltas), mode)
 
     def write_inputs(self, entry: int, inputs: NDArray[Any], mode: Mode = Mode.AUTO) -> None:
         """Fill the difference buffer with the differences of an entry's quantized inputs.
@@ -333,7 +342,7 @@ class Device:
             If they lie outside of the table, or there is none.
         """
         raw = np.asarray(words, "<u4").tobytes()
-        self._write_words(Space.DECISIONS, first, raw, _DECISION, 4 * self.config.layers)
+        self._write_words(Space.DECISIONS, first, raw, _DECISION, self.config.decision_words)
 
     def read_decisions(self, first: int, count: int) -> list[int]:
         """Return words of 32 bits of the table of decisions, from ``first`` on.

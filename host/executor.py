@@ -29,6 +29,7 @@ from ditto.host.narrow import narrow_activation, times
 from ditto.host.program import Band, Part, Placement, Program
 from ditto.sim.golden import Golden, wrap
 from ditto.sim.memory import MEMORIES, Memory, Traffic
+from ditto.sim.spatial import spatial
 
 __all__ = ["Executor", "LayerRun", "MismatchError", "Stopped"]
 
@@ -332,14 +333,18 @@ class Executor:
             deltas["temporal"] = self._applied(q - reference)
             if choice.mode == "temporal":
                 q = reference + deltas["temporal"]
-        if choice.mode not in deltas:
+        if choice.mode == "spatial" and not placement.may_be_spatial:
+            raise ValueError(f"layer {layer.name} cannot be spatial on this device")
+        if choice.mode == "temporal" and "temporal" not in deltas:
             raise ValueError(f"layer {layer.name} holds no state to be {choice.mode}")
         mode = Mode[choice.mode.upper()]
-        self._references[index] = q if choice.keep else None
 
+        # If the link fails in the middle, nobody knows what the accumulators stand for.
+        self._references[index] = None
         sums, taken, dense_cycles = self._parts(
-            placement, mode, deltas[choice.mode], deltas["dense"]
+            placement, mode, deltas.get(choice.mode, deltas["dense"]), deltas["dense"]
         )
+        self._references[index] = q if choice.keep else None
         digits = count_digits(placement, self.program.config, deltas)
         self._note(index, choice, taken, dense_cycles, digits)
         if placement.rest is not None:
@@ -355,15 +360,16 @@ class Executor:
         mode = Mode.AUTO if is_auto else Mode[choice.mode.upper()]
         dense = q - layer.zero_point
 
+        self._held[index] = False
         sums, taken, dense_cycles = self._parts(placement, mode, dense, dense)
         counters = taken.counters
         name = cast(ModeName, Mode(counters.mode).name.lower())
         choice = Choice(name) if is_auto else choice
         self._held[index] = choice.keep
         digits: dict[ModeName, int] = {"dense": counters.digits_dense}
-        if held:
+        if held or name == "temporal":
             digits["temporal"] = counters.digits_temporal
-        if all(band.entry["spatial"] for band in placement.bands):
+        if placement.may_be_spatial:
             digits["spatial"] = counters.digits_spatial
         self._note(index, choice, taken, dense_cycles, digits)
         if placement.rest is not None:
@@ -407,8 +413,8 @@ class Executor:
                 if is_temporal and self._runs_cycles(placement, changes) <= dense_cycles:
                     choice, runs = choice._replace(mode="temporal"), changes
                     new.sums, new.filled, new.rest = old.sums, old.filled, old.rest
-        self._products[index] = new if choice.keep else None
 
+        self._products[index] = None
         taken = _Taken()
         for run in runs:
             given = layer.left if run.side else layer.right
@@ -421,6 +427,7 @@ class Executor:
             new.filled[run.head, run.side] = True
             rest = times(run.deltas, run.weights - given.zero_point - weights)
             new.rest[run.head] += rest.T if run.side else rest
+        self._products[index] = new if choice.keep else None
         self._note(index, choice, taken, dense_cycles, digits)
         total = new.sums[0] + new.sums[1].transpose(0, 2, 1) + new.rest
         return wrap(total, self.program.config.accumulator_bits)
@@ -544,7 +551,7 @@ class Executor:
     ) -> tuple[NDArray[np.int64], _Taken]:
         """Run a part on the deltas of its layer; return the device's accumulators.
 
-        If the device takes them itself, the deltas are dense whatever the mode.
+        Deltas of a spatial run are dense here; and of any, if the device takes them itself.
         """
         lowered, bands = part.lowered, part.states[self._state]
         work = part.inputs(deltas) if bands[0].takes_inputs else lowered.deltas(deltas)
@@ -572,7 +579,8 @@ class Executor:
             if band.takes_inputs:
                 device.write_inputs(band.number, tile, mode)
             else:
-                device.write_deltas(band.number, tile)
+                own = spatial(tile, band.entry) if mode is Mode.SPATIAL else tile
+                device.write_deltas(band.number, own, mode)
             return device.run(band.number, mode)
 
         counters = run_on(self.device)

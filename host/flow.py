@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ditto.host.trace import Product, Tensor
+from ditto.host.trace import Tensor, TracedProduct
 from ditto.sim.memory import Traffic
 
 __all__ = ["Flow", "FlowGraph", "traffic"]
@@ -239,7 +239,7 @@ class FlowGraph:
 
 def traffic(
     flows: FlowGraph,
-    products: Sequence[Product],
+    products: Sequence[TracedProduct],
     tensors: Sequence[Tensor],
     *,
     accumulator_bytes: int = 3,

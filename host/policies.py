@@ -7,24 +7,28 @@ model. The policies are then replayed on these counts, and see no more of them t
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import DECISION_WORDS, Counters, Decision, Mode, Rule, pack
 from ditto.host.analysis import Setting
 from ditto.host.bench import fitting
 from ditto.host.costs import LayerCosts, ProductCosts
 from ditto.host.defo import (
     POLICIES,
+    Adaptive,
     Choice,
     LayerCost,
     MakePolicy,
     ModeName,
     Observation,
     Planned,
+    Policy,
+    Resting,
     plan,
     policy_of,
 )
@@ -34,6 +38,7 @@ from ditto.host.model import Model, ModelError
 from ditto.host.program import Placement, Program
 from ditto.host.samplers import Schedule
 from ditto.host.trace import Step, Traced
+from ditto.sim.decisions import Decisions
 from ditto.sim.memory import Memory, Traffic
 
 __all__ = ["PLAYERS", "Recording", "Replay", "compare", "player", "record", "replay", "saved"]
@@ -42,8 +47,9 @@ OnProgress = Callable[[int, int, str], None]
 
 MODES: tuple[ModeName, ...] = ("dense", "temporal", "spatial")
 
-PLAYERS = ("spatial", *POLICIES)
-"""What is compared: every policy, and all layers spatial that can be."""
+PLAYERS = ("spatial", *POLICIES, "table")
+"""What is compared: every policy; all layers spatial that can be; and, as ``table``, the adaptive
+rule of the device's table of decisions, which counts digits alone."""
 
 
 @dataclass
@@ -130,7 +136,7 @@ def record(
                     dense = temporal = counter.count(now[0])
                     if changes:
                         temporal = counter.count(changes[0])
-                    spatial = counter.spatial(now[0]) if counter.can_be_spatial else dense
+                    spatial = counter.spatial(now[0]) if counter.may_be_spatial else dense
                 for mode, counts in zip(MODES, (dense, temporal, spatial), strict=True):
                     found[mode][:, index, step.step, at] = counts
             if on_progress is not None:
@@ -210,6 +216,45 @@ def replay(recording: Recording, costs: Sequence[LayerCost], make: MakePolicy) -
     return result
 
 
+class _Table:
+    """The table of decisions of a device, with the adaptive rule for all layers.
+
+    Parameters
+    ----------
+    costs
+        Of each layer.
+    products
+        The host's policy for layers that the table does not know.
+    """
+
+    def __init__(self, costs: Sequence[LayerCost], products: Policy) -> None:
+        self._products = products
+        self._is_product = [cost.is_product for cost in costs]
+        self._decisions = Decisions(len(costs))
+        self._had_state: dict[int, bool] = {}
+        for layer, cost in enumerate(costs):
+            word = pack(Decision, rule=Rule.ADAPTIVE, spatial=int("spatial" in cost.rests))
+            self._decisions.write(DECISION_WORDS * layer, [int.from_bytes(word, "little")])
+
+    def choose(self, layer: int, has_state: bool) -> Choice:
+        """Choose before a run."""
+        if self._is_product[layer]:
+            return self._products.choose(layer, has_state)
+        self._had_state[layer] = has_state
+        mode = self._decisions.mode(layer, has_state)
+        # The device keeps the state in any case, and counts the digits of all modes.
+        return Choice(cast(ModeName, mode.name.lower()), keep=True, watch=has_state)
+
+    def observe(self, layer: int, seen: Observation) -> None:
+        """Take note of what a run took."""
+        if self._is_product[layer]:
+            self._products.observe(layer, seen)
+            return
+        counts = {f"digits_{mode}": digits for mode, digits in seen.digits.items()}
+        counters = Counters(cycles=seen.cycles, mode=Mode[seen.mode.upper()].value, **counts)
+        self._decisions.learn(layer, counters, had_state=self._had_state[layer], decides=True)
+
+
 def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakePolicy:
     """Return what makes a policy for the samples of a recording.
 
@@ -233,9 +278,10 @@ def player(name: str, recording: Recording, costs: Sequence[LayerCost]) -> MakeP
 
     if name == "oracle":
         return oracle
+    if name == "table":
+        return lambda sample: _Table(costs, Adaptive(costs))
     if name == "spatial":
-        steps = recording.cycles["dense"].shape[1]
-        return lambda sample: Planned([[Choice(c.rests[0], keep=False)] * steps for c in costs])
+        return lambda sample: Resting(costs)
     return policy_of(name, costs)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 __all__ = ["page"]
 
-_SHOWN = ("temporal", "spatial", "defo", "defo+", "adaptive", "oracle")
-_CHOOSING = ("defo", "defo+", "adaptive")
+_SHOWN = ("temporal", "spatial", "defo", "defo+", "adaptive", "table", "oracle")
+_CHOOSING = ("defo", "defo+", "adaptive", "table")
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -26,7 +26,9 @@ def page(facts: Mapping[str, Any]) -> str:
         f"Means over {count} image{'s' * (count > 1)}. Cycles are those of the array + waits for "
         "the memory, in % of all cycles of dense runs. Then, for each policy that chooses: its "
         "cycles as ratio to those of the oracle, and the share of runs after the first step in the "
-        "mode that the oracle gives them.",
+        "mode that the oracle gives them. `spatial` is spatial wherever a layer can be, and dense "
+        "elsewhere; `table` is the adaptive rule in the device's table of decisions, which always "
+        "keeps the state and compares digits alone.",
         "",
     ]
     for memory in facts["memories"]:

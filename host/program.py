@@ -15,7 +15,7 @@ from ditto.host.layers import Layer, Linear, Product
 from ditto.host.lowering import Lowered, lower, windows
 from ditto.host.narrow import Rest, narrow_layer
 from ditto.sim.golden import shares
-from ditto.sim.spatial import edges
+from ditto.sim.spatial import edges, may_be_spatial, stretched
 
 __all__ = ["Band", "Part", "Placement", "PlacementError", "Program", "suggest"]
 
@@ -143,6 +143,11 @@ class Placement:
     def bands(self) -> tuple[Band, ...]:
         """All entries of a state."""
         return tuple(band for part in self.parts for band in part.bands)
+
+    @property
+    def may_be_spatial(self) -> bool:
+        """Whether the layer can have spatial runs: all of its entries can."""
+        return all(band.entry["spatial"] for band in self.bands)
 
     def of_product(self, head: int, side: int) -> Part:
         """Return the part of a product whose items are the left (0) or right (1) operand."""
@@ -367,6 +372,16 @@ class Program:
             states=tuple(tuple(self._bands(plan, base)) for base in bases),
         )
 
+    def _edges(self, entry: dict[str, int]) -> dict[str, int]:
+        """Return what makes an entry spatial, if its lines fit with what is behind them."""
+        margin, lead = edges(entry)
+        spatial = {"spatial": 1, "margin": margin, "lead": lead}
+        positions = stretched(entry | spatial)["positions"]
+        items = positions * entry["channels"] * self.config.digits
+        fits = positions <= self.config.positions and items <= self.config.item_depth
+        is_possible = max(margin, lead) < 16 and may_be_spatial(entry | spatial)
+        return spatial if fits and is_possible else {}
+
     def _bands(self, plan: _Plan, weight_base: int) -> list[Band]:
         layer = plan.lowered.layer
         height, width = layer.image(plan.lowered.shape)
@@ -399,10 +414,7 @@ class Program:
                 "split": plan.split,
                 "skew": skew,
             }
-            margin, lead = edges(entry)
-            if max(margin, lead) < 16:
-                # `spatial` stays 0: the gateware has no such runs yet.
-                entry |= {"margin": margin, "lead": lead}
+            entry |= self._edges(entry) if not plan.lowered.is_written else {}
             bands.append(
                 Band(
                     number=self.entries,

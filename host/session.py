@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from ditto.hdl.protocol import Mode
 from ditto.host.conditioning import Conditioning
-from ditto.host.defo import MakePolicy, Planned, plan
+from ditto.host.defo import (
+    Choice,
+    Fixed,
+    MakePolicy,
+    ModeName,
+    Planned,
+    Policy,
+    Resting,
+    costs_of,
+    plan,
+)
 from ditto.host.device import Accelerator
 from ditto.host.executor import Executor, LayerRun, Stopped
 from ditto.host.model import Model
@@ -251,8 +261,9 @@ def foresee(
 ) -> MakePolicy:
     """Return the oracle: what takes fewest cycles, waits for the memory included, of all choices.
 
-    It draws each sample beforehand on the golden model, which takes as long again. Without a
-    threshold, the sums and so the sample are the same in any mode.
+    It draws each sample beforehand on the golden model, twice if layers can be spatial, which takes
+    as long again each time. Without a threshold, the sums and so the sample are the same in any
+    mode.
 
     Parameters
     ----------
@@ -262,8 +273,12 @@ def foresee(
     given = conditioning or Conditioning(model)
     classes = max(sampler.schedule.classes, 1)
 
-    def make(sample: int) -> Planned:
+    costs = costs_of(program, memory)
+
+    def drawn(sample: int, policy: Policy) -> list[list[LayerRun]]:
+        """Return the runs of each layer."""
         executor = Executor(model.clone(), program, Golden(program.config), memory=memory)
+        executor.begin(policy)
 
         def predict(x: NDArray[np.float32], timestep: int) -> NDArray[np.float32]:
             return executor.step(given.inputs(0, x, timestep, sample % classes))[0]
@@ -272,18 +287,21 @@ def foresee(
         runs: list[list[LayerRun]] = [[] for _ in program.layers]
         for run in executor.runs:
             runs[run.layer].append(run)
-        return Planned(
-            [
-                plan(
-                    cost,
-                    {
-                        "dense": np.array([run.dense_cycles for run in own]),
-                        "temporal": np.array([run.counters.cycles for run in own]),
-                    },
-                )
-                for cost, own in zip(executor.costs, runs, strict=True)
-            ]
-        )
+        return runs
+
+    def make(sample: int) -> Planned:
+        temporal = drawn(sample, Fixed("temporal"))
+        are_spatial = any("spatial" in cost.rests for cost in costs)
+        resting = drawn(sample, Resting(costs)) if are_spatial else temporal
+        choices: list[list[Choice]] = []
+        for cost, own, rest in zip(costs, temporal, resting, strict=True):
+            cycles: dict[ModeName, NDArray[np.int64]] = {
+                "temporal": np.array([run.counters.cycles for run in own]),
+                "spatial": np.array([run.counters.cycles for run in rest]),
+                "dense": np.array([run.dense_cycles for run in own]),
+            }
+            choices.append(plan(cost, {m: cycles[m] for m in ("temporal", *cost.rests)}))
+        return Planned(choices)
 
     return make
 

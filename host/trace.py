@@ -25,7 +25,7 @@ from ditto.host.windows import Windows, activation_scales
 
 __all__ = [
     "Evaluator",
-    "Product",
+    "TracedProduct",
     "Step",
     "Tensor",
     "Traced",
@@ -51,7 +51,7 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class TracedProduct:
     """A convolution or matrix product with quantized operands.
 
     Parameters
@@ -218,7 +218,7 @@ class Traced:
     ----------
     tensors : tuple of Tensor
         The quantized activations.
-    products : tuple of Product
+    products : tuple of TracedProduct
         What reads them, in the order of the graph.
     in_float : dict of str to str
         Convolutions and matrix products without quantized operands, and why.
@@ -497,7 +497,7 @@ class Traced:
         names: tuple[str, ...],
         shapes: Mapping[str, tuple[int, ...]],
         depends: bool,
-    ) -> Product:
+    ) -> TracedProduct:
         output = shapes[node.output[0]]
         operands = tuple(self._names.index(name) for name in names)
         source = shapes[names[0]]
@@ -522,7 +522,7 @@ class Traced:
             macs = count * inner
             kind = "attention" if len(names) == 2 else "linear"
             sizes = f"{int(np.prod(source)) // inner} x {inner} -> {output[-1]}"
-        return Product(
+        return TracedProduct(
             name=label,
             kind=kind,
             sizes=sizes,

@@ -60,7 +60,11 @@ def random_commands(rng: random.Random, config: Config) -> Iterator[bytes]:
             (Space.WEIGHTS, cluster, config.weight_rows, _weight_bytes(config))
             for cluster in range(config.clusters)
         ),
-        *([(Space.DECISIONS, 0, 4 * config.layers, 4)] if config.reference_depth else []),
+        *(
+            [(Space.DECISIONS, 0, config.decision_words, size(Decision))]
+            if config.reference_depth
+            else []
+        ),
     ]:
         # As many words as a frame holds, with its header and its check.
         most = (config.frame_bytes - size(CommandHeader) - 4) // word
@@ -200,8 +204,10 @@ def _runs(rng: random.Random, config: Config) -> Iterator[tuple[dict[str, Any], 
         # Small changes, so that modes differ in what they take.
         values = bytes(rng.choice([0, 0, 1, 2, 0x30, 0xFF]) for _ in range(count))
         space = Space.INPUTS if config.reference_depth and rng.random() < 0.8 else Space.DELTAS
-        modes = [Mode.DENSE, Mode.TEMPORAL]
+        modes = [Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL]
         mode = rng.choice([*modes, Mode.AUTO, Mode.AUTO] if space is Space.INPUTS else modes)
+        if mode is Mode.SPATIAL and space is Space.DELTAS:
+            values += bytes(entry["margin"] * entry["channels"])
         yield dict(op=Opcode.WRITE, space=space, address=address, mode=mode), values
         mode = rng.choice([mode, Mode.AUTO])
         yield dict(op=Opcode.RUN, space=Space.LAYERS, address=address, mode=mode), b""
@@ -213,6 +219,7 @@ def _differences(rng: random.Random, config: Config) -> dict[str, int]:
     return {
         "spatial": rng.randint(0, 1),
         "margin": rng.choice([0, 0, 1, 2]),
+        "lead": rng.choice([0, 0, 1, 2, 15]),
         "decides": rng.randint(0, 1),
         "decision": rng.choice([0, 0, 0, 1, config.layers]),
         "zero_point": rng.choice([0, 1, 0xFF]),

@@ -5,7 +5,16 @@ This is the specification of :class:`ditto.hdl.decisions.DecisionTable`.
 
 from collections.abc import Sequence
 
-from ditto.hdl.protocol import COUNT_BITS, Counters, Decision, Mode, Rule, pack, unpack
+from ditto.hdl.protocol import (
+    COUNT_BITS,
+    DECISION_WORDS,
+    Counters,
+    Decision,
+    Mode,
+    Rule,
+    pack,
+    unpack,
+)
 
 __all__ = ["Decisions"]
 
@@ -21,12 +30,11 @@ class Decisions:
     Attributes
     ----------
     words : list of int
-        Four of 32 bits for each decision: a :class:`~ditto.hdl.protocol.Decision`, and what the
-        step has taken in dense, temporal and spatial mode.
+        Of 32 bits, as :attr:`ditto.hdl.protocol.Space.DECISIONS` has them.
     """
 
     def __init__(self, count: int) -> None:
-        self.words = [0] * (4 * count)
+        self.words = [0] * (DECISION_WORDS * count)
 
     def write(self, first: int, words: Sequence[int]) -> None:
         """Write words."""
@@ -34,20 +42,20 @@ class Decisions:
 
     def forget(self) -> None:
         """Forget what was learned; the rules stay, and the modes that were chosen last."""
-        for at in range(0, len(self.words), 4):
+        for at in range(0, len(self.words), DECISION_WORDS):
             self._write(at, self._decision(at) | {"steps": 0, "blind": 0})
             self.words[at + 1 : at + 4] = [0] * 3
 
     def mode(self, number: int, has_state: bool) -> Mode:
         """Return the mode of an entry of a decision."""
-        known = self._decision(4 * number)
+        known = self._decision(DECISION_WORDS * number)
         if has_state:
             return Mode(known["mode"])
         return self._rest(known)
 
     def learn(self, number: int, counters: Counters, *, had_state: bool, decides: bool) -> None:
         """Take note of a run of an entry, whose mode was that of the table."""
-        at = 4 * number
+        at = DECISION_WORDS * number
         known = self._decision(at)
         is_adaptive = known["rule"] == Rule.ADAPTIVE.value
         if not is_adaptive and known["rule"] != Rule.DEFO.value:

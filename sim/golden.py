@@ -16,6 +16,7 @@ from ditto.hdl.protocol import CommandError, Counters, LayerEntry, Mode, Status,
 from ditto.sim.cycles import row_lengths, schedule
 from ditto.sim.decisions import Decisions
 from ditto.sim.differences import Differences, room, take
+from ditto.sim.spatial import carried, may_be_spatial, stretched
 
 __all__ = [
     "Golden",
@@ -309,13 +310,17 @@ class Golden:
     def write_deltas(self, entry: int, deltas: NDArray[Any], mode: Mode = Mode.DENSE) -> None:
         """Fill the difference buffer with the deltas of an entry, of shape (positions, channels).
 
+        Those of a spatial run are :func:`ditto.sim.spatial.spatial`.
+
         Raises
         ------
         CommandError
-            If they do not fit the difference buffer.
+            If the entry cannot run in the mode.
         """
         deltas = np.asarray(deltas, dtype=np.int64)
         self._check(entry < self.config.layers, Status.BAD_ADDRESS, f"layer {entry}")
+        is_possible = mode is not Mode.SPATIAL or may_be_spatial(self._layers[entry])
+        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
         self._deltas, self._tile = deltas, None
         self._mode = mode
 
@@ -350,9 +355,9 @@ class Golden:
         if is_auto:
             mode = self.decisions.mode(layer["decision"], has_state)
         self._deltas = self._tile = None
-        self._check(
-            mode not in (Mode.AUTO, Mode.SPATIAL), Status.BAD_LAYER, f"layer {entry}, {mode.name}"
-        )
+        is_possible = mode is not Mode.SPATIAL or may_be_spatial(layer)
+        is_possible &= mode is not Mode.AUTO
+        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
         self._check(mode is not Mode.TEMPORAL or has_state, Status.NO_STATE, f"layer {entry}")
         self._filled.discard(entry)
         base = layer["reference_base"]
@@ -403,6 +408,8 @@ class Golden:
     def run(self, entry: int, mode: Mode) -> Counters:
         """Run a layer-table entry: ``a = W * d + start``, and count. Uses the deltas up.
 
+        A spatial run starts from what the accumulators were at the position before in the line.
+
         Raises
         ------
         CommandError
@@ -420,31 +427,40 @@ class Golden:
             self._mode = mode
         elif mode is Mode.AUTO:
             mode = self._mode
-        self._check(mode is not Mode.SPATIAL, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
         deltas, self._deltas = self._deltas, None
-        shape = (layer["positions"], layer["channels"])
-        if deltas is None or deltas.shape != shape:
+        is_spatial = mode is Mode.SPATIAL
+        is_possible = not is_spatial or may_be_spatial(layer)
+        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
+        walked, lead = (stretched(layer), layer["lead"]) if is_spatial else (layer, 0)
+        shape = (walked["positions"], layer["channels"])
+        is_other = is_spatial != (self._mode is Mode.SPATIAL)
+        if deltas is None or deltas.shape != shape or is_other:
             raise CommandError(Status.NO_DELTAS, f"layer {entry}")
         has_state = entry in self._filled or begun is not None
-        self._check(mode is Mode.DENSE or has_state, Status.NO_STATE, f"layer {entry}")
+        self._check(mode is not Mode.TEMPORAL or has_state, Status.NO_STATE, f"layer {entry}")
 
         padded = np.zeros((shape[0] + 1, shape[1]), np.int64)
         padded[:-1] = deltas
-        tap = taps(layer)
+        tap = taps(walked)
         windows = padded[tap].reshape(len(tap), -1).astype(np.float64)
         rows = windows.shape[1]
-        for cluster, share in enumerate(shares(layer, config.clusters)):
+        for cluster, share in enumerate(shares(layer, config.clusters, lead)):
             own = windows[share.positions]
+            line, x = np.divmod(share.positions, walked["out_width"])
+            is_written = x >= walked["out_width"] - layer["out_width"]
+            written = int(is_written.sum())
             for tile in range(layer["tiles"]):
                 first = layer["weight_base"] + tile * rows
                 weights = self._weights[cluster, first : first + rows].astype(np.float64)
                 # Sums of products of small integers are exact in float64, and much faster.
                 change = (own @ weights).astype(np.int64)
-                at = slice(*(layer["accumulator_base"] + np.array([tile, tile + 1]) * len(own)))
-                start = 0 if mode is Mode.DENSE else self._accumulators[cluster, at]
+                at = slice(*(layer["accumulator_base"] + np.array([tile, tile + 1]) * written))
+                if is_spatial:
+                    change = carried(change, line)[is_written]
+                start = self._accumulators[cluster, at] if mode is Mode.TEMPORAL else 0
                 self._accumulators[cluster, at] = wrap(start + change, config.accumulator_bits)
         self._filled.add(entry)
-        counters = self.count(layer, deltas)._replace(mode=mode.value)
+        counters = self.count(layer, deltas, mode)
         if begun is not None:
             counters = counters._replace(**count_modes(begun.differences, config))
             if begun.is_auto:
@@ -456,22 +472,25 @@ class Golden:
                 )
         return counters
 
-    def count(self, layer: dict[str, int], deltas: NDArray[Any]) -> Counters:
+    def count(
+        self, layer: dict[str, int], deltas: NDArray[Any], mode: Mode = Mode.DENSE
+    ) -> Counters:
         """Return the counters of a run of ``layer`` on ``deltas``, without running it.
 
         ``stall_link`` depends on the link and is 0 here.
         """
         config = self.config
+        is_spatial = mode is Mode.SPATIAL
+        walked, lead = (stretched(layer), layer["lead"]) if is_spatial else (layer, 0)
         # Items of every position, and of none outside the image.
         low, high = (np.append(count.sum(axis=1), 0) for count in items(deltas, config))
-        tap = taps(layer)
+        tap = taps(walked)
         low, high = low[tap].sum(axis=1), high[tap].sum(axis=1)  # of every output position
         lengths = row_lengths(low, high, config)
         tiles = layer["tiles"]
         timings = {}
         total = busy = 0
-        clusters = shares(layer, config.clusters)
-        for cluster, share in enumerate(clusters):
+        for cluster, share in enumerate(shares(layer, config.clusters, lead)):
             positions = share.positions
             key = cluster % layer["split"]
             if key not in timings:
@@ -494,6 +513,7 @@ class Golden:
             stall_row=config.lanes * busy - total,
             stall_item=config.lanes * (sum(each) - busy),
             stall_cluster=config.lanes * (config.clusters * cycles - sum(each)),
+            mode=mode.value,
         )
 
     @staticmethod

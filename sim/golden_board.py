@@ -31,6 +31,7 @@ from ditto.host.framing import Decoder, encode
 from ditto.host.transport import LinkError
 from ditto.sim.differences import Differences
 from ditto.sim.golden import Golden, classify, count_modes, wrap
+from ditto.sim.spatial import may_be_spatial, stretched
 
 __all__ = ["GoldenBoard"]
 
@@ -174,7 +175,7 @@ class GoldenBoard:
         config, golden = self.config, self.golden
         word, depth = {
             Space.LAYERS: (size(LayerEntry), config.layers),
-            Space.DECISIONS: (size(Decision), 4 * config.layers),
+            Space.DECISIONS: (size(Decision), config.decision_words),
             Space.WEIGHTS: (word_bytes(config.columns, config.weight_bits), config.weight_rows),
         }[space]
         if space is Space.WEIGHTS and bank >= config.clusters:
@@ -249,10 +250,13 @@ class GoldenBoard:
         mode = self._mode if mode is Mode.AUTO else mode
         layer = self._layer(address, mode)
         deltas = self._encoded()
-        positions, channels = layer["positions"], layer["channels"]
+        is_spatial = mode is Mode.SPATIAL
+        positions = (stretched(layer) if is_spatial else layer)["positions"]
+        channels = layer["channels"]
         if (
             tile != address
             or self._escape
+            or is_spatial != (self._mode is Mode.SPATIAL)
             or len(deltas) != positions * channels
             or positions > self.config.positions
             or positions * channels * self.config.digits > self.config.item_depth
@@ -279,7 +283,7 @@ class GoldenBoard:
             or not all(layer[name] for name in _SIZES)
             or any(layer[name] > value for name, value in config.largest.items())
             or layer["skew"] >= layer["split"]
-            or mode is Mode.SPATIAL
+            or (mode is Mode.SPATIAL and not may_be_spatial(layer))
             or layer["kernel_height"] * layer["kernel_width"] > config.list_depth
         ):
             raise CommandError(Status.BAD_LAYER)

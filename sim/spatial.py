@@ -15,7 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["edges", "spatial", "stretched"]
+from ditto.hdl.protocol import MOST_LEAD
+
+__all__ = ["carried", "edges", "may_be_spatial", "spatial", "stretched"]
+
+
+def may_be_spatial(entry: dict[str, int]) -> bool:
+    """Whether a device runs a layer-table entry in spatial mode.
+
+    Parameters
+    ----------
+    entry
+        Fields of a :class:`~ditto.hdl.protocol.LayerEntry`.
+    """
+    lead_x = entry["lead"] * entry["split"] * entry["stride_x"]
+    return bool(entry["spatial"]) and lead_x <= MOST_LEAD
 
 
 def edges(entry: dict[str, int]) -> tuple[int, int]:
@@ -74,3 +88,18 @@ def stretched(entry: dict[str, int]) -> dict[str, int]:
         "out_width": entry["out_width"] + before,
         "pad_left": entry["pad_left"] + before * entry["stride_x"],
     }
+
+
+def carried(changes: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Add up what each row of a walk changes, along each line.
+
+    Parameters
+    ----------
+    changes
+        Of shape (rows, columns).
+    lines
+        Line of each row, ascending.
+    """
+    sums = np.cumsum(changes, axis=0)
+    first = np.searchsorted(lines, lines)
+    return sums - (sums - changes)[first]

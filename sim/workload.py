@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.sim.golden import shares
+from ditto.sim.spatial import edges, stretched
 
 __all__ = [
     "DELTAS",
@@ -70,7 +71,7 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
     """Make a random layer that fits a device, with at most ``rows`` output rows.
 
     Kernels, strides, paddings and dilations vary, also from axis to axis, and so do the shares of
-    the clusters.
+    the clusters. It may be spatial if its lines with their margins fit.
 
     Raises
     ------
@@ -123,6 +124,11 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
             "split": split,
             "skew": int(rng.integers(0, split)),
         }
+        margin, lead = edges(entry)
+        entry |= {"margin": margin, "lead": lead}
+        positions = stretched(entry)["positions"]
+        fits = positions <= min(config.positions, config.item_depth // channels // config.digits)
+        entry["spatial"] = int(fits)
         weights = random_weights(rng, config, (config.clusters, weight_rows, config.columns))
         return Workload(entry, weights)
     raise ValueError(f"no layer of at most {rows} rows fits {config}")
@@ -140,7 +146,7 @@ def random_deltas(
     config
         Gives the range of a delta.
     entry
-        Gives the shape.
+        Gives the shape: that of :func:`ditto.sim.spatial.stretched` for a spatial run.
     kind
         ``full``: uniform over the range; ``extreme``: only its ends and those of a digit's range;
         ``temporal``: mostly zero or narrow; ``sparse``: few that are not zero; ``zero``: none.

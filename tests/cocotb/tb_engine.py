@@ -13,11 +13,12 @@ from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, idle, pulse, vector
 
 from ditto.hdl.engine import Engine, task_of
-from ditto.hdl.protocol import COUNTERS, Counters, LayerEntry, Mode, Status
+from ditto.hdl.protocol import COUNTERS, MOST_LEAD, Counters, LayerEntry, Mode, Status
 from ditto.hdl.protocol import pack as pack_struct
 from ditto.host.device import pack_deltas
 from ditto.sim.cocotb_bench import Sink, Source, start
 from ditto.sim.golden import Golden, wrap
+from ditto.sim.spatial import stretched
 from ditto.sim.testbench import pauses
 from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
 
@@ -96,10 +97,13 @@ class Bench:
                     getattr(self.dut, name).value = 0
         self.writes.clear()
 
-    async def task(self, number: int, mode: Mode | None = None) -> Status:
-        """Begin a tile, or run an entry in a mode."""
-        await self.tasks.send([dict(run=mode is not None, entry=number, mode=mode or Mode.DENSE)])
+    async def task(self, number: int, mode: Mode, *, run: bool = True) -> Status:
+        """Run an entry in a mode, or begin a tile."""
+        await self.tasks.send([dict(run=run, entry=number, mode=mode)])
         return Status((await self.results.receive())[0])
+
+    async def tile(self, number: int, mode: Mode = Mode.DENSE) -> Status:
+        return await self.task(number, mode, run=False)
 
     async def send(self, stream: bytes) -> None:
         """Send bytes of deltas and wait until they are encoded."""
@@ -113,9 +117,9 @@ class Bench:
             await FallingEdge(self.dut.clk)
         await RisingEdge(self.dut.clk)
 
-    async def encode(self, number: int, deltas: np.ndarray) -> None:
-        assert await self.task(number) is Status.OK
-        self.golden.write_deltas(number, deltas)
+    async def encode(self, number: int, deltas: np.ndarray, mode: Mode = Mode.DENSE) -> None:
+        assert await self.tile(number, mode) is Status.OK
+        self.golden.write_deltas(number, deltas, mode)
         self.waits = 0
         await self.send(pack_deltas(deltas))
 
@@ -180,8 +184,14 @@ def random_layer(rows: int = 25) -> Workload:
     return random_workload(generator(), CONFIG, rows=rows)
 
 
-def deltas_of(work: Workload, kind: str | None = None) -> np.ndarray:
-    return random_deltas(generator(), CONFIG, work.entry, kind or random.choice(DELTAS))
+def deltas_of(work: Workload, kind: str | None = None, mode: Mode = Mode.DENSE) -> np.ndarray:
+    entry = stretched(work.entry) if mode is Mode.SPATIAL else work.entry
+    return random_deltas(generator(), CONFIG, entry, kind or random.choice(DELTAS))
+
+
+def modes_of(work: Workload) -> list[Mode]:
+    """Return the modes of a layer that has run."""
+    return [Mode.DENSE, Mode.TEMPORAL, *([Mode.SPATIAL] * work.entry["spatial"])]
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
@@ -195,9 +205,9 @@ async def runs_follow_each_other(dut: Any, share: float) -> None:
         await bench.load(work, number)
         mode = Mode.DENSE
         for kind in random.sample(DELTAS, len(DELTAS)):
-            await bench.encode(number, deltas_of(work, kind))
+            await bench.encode(number, deltas_of(work, kind, mode), mode)
             await bench.run(work, number, mode, kind)
-            mode = random.choice([Mode.DENSE, Mode.TEMPORAL])
+            mode = random.choice(modes_of(work))
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
@@ -214,14 +224,15 @@ async def entries_keep_their_state_beside_each_other(dut: Any) -> None:
     pair = [(0, work), (CONFIG.layers - 1, other)]
     for number, layer in pair:
         await bench.load(layer, number)
-    modes = dict.fromkeys((number for number, _ in pair), Mode.DENSE)
+    ran: set[int] = set()
     for _ in range(2 * RUNS):
         number, layer = random.choice(pair)
-        await bench.encode(number, deltas_of(layer))
-        await bench.run(layer, number, modes[number])
-        modes[number] = Mode.TEMPORAL
+        mode = random.choice(modes_of(layer)) if number in ran else Mode.DENSE
+        await bench.encode(number, deltas_of(layer, mode=mode), mode)
+        await bench.run(layer, number, mode)
+        ran.add(number)
         for each_number, each in pair:
-            if modes[each_number] is Mode.TEMPORAL:
+            if each_number in ran:
                 await bench.compare(each, "after a run of either")
 
 
@@ -231,12 +242,12 @@ async def refused_without_deltas(bench: Bench, work: Workload) -> None:
         assert await bench.task(0, mode) is Status.NO_DELTAS, "no tile has begun"
     wrong = [b"", stream[:-1], stream + b"\1", stream + b"\x80", stream + b"\x80\1", stream * 2]
     for bytes_ in wrong:
-        assert await bench.task(0) is Status.OK
+        assert await bench.tile(0) is Status.OK
         if bytes_:
             await bench.send(bytes_)
         assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS, bytes_.hex()
     # Right deltas, but for the other entry.
-    assert await bench.task(1) is Status.OK
+    assert await bench.tile(1) is Status.OK
     await bench.send(stream)
     assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS
     # They are used up by a run, and forgotten with the rest.
@@ -291,7 +302,7 @@ async def refused_layers(bench: Bench, work: Workload) -> None:
         if "split" in change:
             change = change | {"skew": 0}
         await bench.load(work._replace(entry=work.entry | change), 1)
-        assert await bench.task(1) is Status.BAD_LAYER, change
+        assert await bench.tile(1) is Status.BAD_LAYER, change
         assert await bench.task(1, Mode.DENSE) is Status.BAD_LAYER, change
 
 
@@ -308,7 +319,7 @@ async def refused_rows(bench: Bench, work: Workload) -> None:
         changes.append({"tiles": rows // share + 1})
     for change in changes:
         await bench.load(work._replace(entry=work.entry | change), 1)
-        assert await bench.task(1) is Status.OK
+        assert await bench.tile(1) is Status.OK
         deltas = deltas_of(work, "full")
         await bench.send(pack_deltas(deltas))
         assert await bench.task(1, Mode.DENSE) is Status.BAD_LAYER, change
@@ -319,9 +330,44 @@ async def refused_rows(bench: Bench, work: Workload) -> None:
         await bench.run(work, 0, Mode.DENSE, f"after {change}")
         await bench.encode(0, deltas_of(work))
         await bench.run(work, 0, Mode.TEMPORAL, f"after {change}")
-        assert await bench.task(1) is Status.OK
+        assert await bench.tile(1) is Status.OK
         await bench.send(pack_deltas(deltas))
         assert await bench.task(1, Mode.TEMPORAL) is Status.NO_STATE, "a run that was cut off"
+
+
+async def refused_spatial(bench: Bench, work: Workload) -> None:
+    """Refuse entries that cannot be spatial, and tiles that are for another mode."""
+    far = MOST_LEAD // (work.entry["split"] * work.entry["stride_x"]) + 1
+    wrong = [{"spatial": 0}, *([{"lead": far}] if far <= 15 else [])]
+    for change in wrong:
+        await bench.load(work._replace(entry=work.entry | {"spatial": 1} | change), 1)
+        assert await bench.tile(1, Mode.SPATIAL) is Status.BAD_LAYER, change
+        await bench.encode(1, deltas_of(work))
+        assert await bench.task(1, Mode.SPATIAL) is Status.BAD_LAYER, change
+    while not work.entry["spatial"]:
+        work = random_layer()
+    await bench.load(work, 0)
+    for mode in (Mode.DENSE, Mode.SPATIAL):
+        await bench.encode(0, deltas_of(work, mode=mode), mode)
+        await bench.run(work, 0, mode)
+    for tile, mode in [
+        (Mode.SPATIAL, Mode.DENSE),
+        (Mode.SPATIAL, Mode.TEMPORAL),
+        (Mode.DENSE, Mode.SPATIAL),
+        (Mode.TEMPORAL, Mode.SPATIAL),
+    ]:
+        await bench.encode(0, deltas_of(work, mode=tile), tile)
+        assert await bench.task(0, mode) is Status.NO_DELTAS, (tile, mode)
+    # A tile for as many positions as the image has, and one more than a spatial run reads.
+    stream = pack_deltas(deltas_of(work, "full", Mode.SPATIAL))
+    short = pack_deltas(deltas_of(work, "full")) if work.entry["margin"] else stream[:-1]
+    for bytes_ in (short, stream + bytes(work.entry["channels"])):
+        assert await bench.tile(0, Mode.SPATIAL) is Status.OK
+        await bench.send(bytes_)
+        assert await bench.task(0, Mode.SPATIAL) is Status.NO_DELTAS, bytes_.hex()
+    # Whatever was refused, it has left the accumulators.
+    await bench.encode(0, deltas_of(work))
+    await bench.run(work, 0, Mode.TEMPORAL)
 
 
 REFUSALS: dict[str, Callable[[Bench, Workload], Any]] = {
@@ -329,6 +375,7 @@ REFUSALS: dict[str, Callable[[Bench, Workload], Any]] = {
     "state": refused_without_state,
     "layers": refused_layers,
     "rows": refused_rows,
+    "spatial": refused_spatial,
 }
 
 
@@ -363,9 +410,10 @@ async def reset_at_every_cycle_of_a_run(dut: Any) -> None:
         if delay and delay % RESETS == 0:
             work = random_layer(rows=8)
         await bench.load(work, 0)
-        await bench.encode(0, deltas_of(work, "full"))
+        mode = random.choice([Mode.DENSE, Mode.SPATIAL]) if work.entry["spatial"] else Mode.DENSE
+        await bench.encode(0, deltas_of(work, "full", mode), mode)
         # A task, or two: the reset also falls into what follows a report.
-        task = dict(run=1, entry=0, mode=Mode.DENSE)
+        task = dict(run=1, entry=0, mode=mode)
         await bench.tasks.send([task])
         dut.results__ready.value = delay % 2
         is_reported = False
@@ -404,7 +452,7 @@ async def reset_among_the_deltas(dut: Any) -> None:
         work = random_layer(rows=8)
         await bench.load(work, 1)
         stream = pack_deltas(deltas_of(work, "full"))
-        assert await bench.task(1) is Status.OK
+        assert await bench.tile(1) is Status.OK
         await bench.deltas.send(stream[: random.randrange(len(stream))])
         await pulse(dut, "rst")
         bench.golden.reset()

@@ -11,11 +11,12 @@ from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, generator, idle, pack, pulse
 
 from ditto.hdl.difference_buffer import place_of
-from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.protocol import MOST_LEAD, LayerEntry
 from ditto.hdl.protocol import pack as pack_struct
 from ditto.hdl.sequencer import Sequencer, entry_of, geometry_of, row_of, slot_range
 from ditto.sim.cocotb_bench import start
 from ditto.sim.golden import shares, taps
+from ditto.sim.spatial import stretched
 from ditto.sim.workload import random_workload
 
 RUNS: int = PARAMETERS["runs"]
@@ -27,22 +28,27 @@ Entry = tuple[int, int, int]
 
 
 class Row(NamedTuple):
-    """What is pushed for a row: its entries (address, count, weight row), and its items."""
+    """What is pushed for a row: its entries (address, count, weight row), its items and marks."""
 
     low: list[Entry]
     high: list[Entry]
     low_items: int
     high_items: int
     gap: int
+    carries: bool
+    is_virtual: bool
 
 
-def expected(entry: dict[str, int], share: int, places: np.ndarray) -> list[Row]:
+def expected(entry: dict[str, int], share: int, places: np.ndarray, is_spatial: bool) -> list[Row]:
     """List the rows of a share; ``places`` has low and high counts of every position."""
     rows = []
-    positions = taps(entry)
-    own = shares(entry, CONFIG.clusters)[share]
+    lead = entry["lead"] if is_spatial else 0
+    walked = stretched(entry) if is_spatial else entry
+    positions = taps(walked)
+    own = shares(entry, CONFIG.clusters, lead)[share]
     slot = entry["channels"] * CONFIG.digits
     gap = 0
+    line_before = -1
     for tile in range(entry["tiles"]):
         for number, output in enumerate(own.positions.tolist()):
             gap += int(own.gaps[number])
@@ -58,15 +64,19 @@ def expected(entry: dict[str, int], share: int, places: np.ndarray) -> list[Row]
                 if high_count:
                     high.append((position * slot + slot - 1, int(high_count), row))
             sums = (sum(e[1] for e in low), sum(e[1] for e in high))
-            rows.append(Row(low, high, *sums, gap))
-            gap = 0
+            line, x = divmod(output, walked["out_width"])
+            line += tile * entry["out_height"]
+            carries = is_spatial and line == line_before
+            is_virtual = x < walked["out_width"] - entry["out_width"]
+            rows.append(Row(low, high, *sums, gap, carries, is_virtual))
+            gap, line_before = 0, line
         gap += own.rest
     return rows
 
 
 def random_places(entry: dict[str, int]) -> np.ndarray:
     rng = generator()
-    shape = (entry["in_height"] * entry["in_width"], 2)
+    shape = (entry["positions"], 2)
     most = np.array([entry["channels"], entry["channels"] * (CONFIG.digits - 1)])
     counts = rng.integers(0, most + 1, shape)
     return counts * (rng.random(shape) < random.choice([0.1, 0.6, 1.0]))
@@ -108,11 +118,15 @@ def wild_entry() -> dict[str, int]:
         "accumulator_base": 0,
         "split": split,
         "skew": random.randrange(split),
+        "margin": random.randint(0, max(CONFIG.positions // height - width, 0)) % 16,
+        "lead": random.choice([0, 0, 1, 2, random.randint(0, 15)]),
     }
 
 
-def geometry(entry: dict[str, int]) -> int:
+def geometry(entry: dict[str, int], *, is_spatial: bool = False) -> int:
     taps = entry["kernel_height"] * entry["kernel_width"]
+    walked = stretched(entry) if is_spatial else entry
+    lead = entry["lead"] * is_spatial
     return pack(
         geometry_of(CONFIG),
         room=CONFIG.rows_ahead(taps) - 1,
@@ -124,6 +138,11 @@ def geometry(entry: dict[str, int]) -> int:
         split_x=entry["split"] * entry["stride_x"],
         skew_x=entry["skew"] * entry["stride_x"],
         skew_back_x=(entry["skew"] - entry["split"]) * entry["stride_x"],
+        pitch=walked["in_width"],
+        before_x=walked["pad_left"],
+        carries=is_spatial,
+        leads=lead > 0,
+        end_back=entry["split"] - lead * entry["split"],
     )
 
 
@@ -148,13 +167,14 @@ class Bench:
         """
         dut = self.dut
         share = random.randrange(entry["split"])
-        places = random_places(entry)
-        wanted = expected(entry, share, places)
+        is_spatial = entry["lead"] * entry["split"] * entry["stride_x"] <= MOST_LEAD and chance(0.5)
+        places = random_places(stretched(entry) if is_spatial else entry)
+        wanted = expected(entry, share, places, is_spatial)
         tap_count = entry["kernel_height"] * entry["kernel_width"]
         ahead = CONFIG.rows_ahead(tap_count)
         slot = entry["channels"] * CONFIG.digits
         dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
-        dut.geometry.value = geometry(entry)
+        dut.geometry.value = geometry(entry, is_spatial=is_spatial)
         dut.share.value = share
         for _ in range(2):
             await RisingEdge(dut.clk)
@@ -186,6 +206,7 @@ class Bench:
                     assert row.low_last == (row.low_first + len(want.low) - 1) % SLOTS, where
                 got = [row.low[lane] for lane in range(CONFIG.lanes)]
                 assert (got, row.high) == (lengths(want), want.high_items), where
+                assert (row.carries, row.virtual) == (want.carries, want.is_virtual), where
                 # The walk waits for room and for nothing else.
                 room = freed[number - ahead] if number >= ahead else 0
                 walked = max(walked + want.gap, room) + tap_count

@@ -1,5 +1,9 @@
 # amaranth: UnusedElaboratable=no
-"""Lanes: every item of every list entry is read exactly once, in its row, in the time it takes."""
+"""Lanes: every item of every list entry is read exactly once, in its row, in the time it takes.
+
+A row begins with the accumulators of the row before if it carries, and ends without being written
+if it is virtual.
+"""
 
 from typing import Any
 
@@ -8,6 +12,7 @@ from amaranth.hdl import Module, Mux, Signal, signed
 
 from ditto.hdl.config import Config
 from ditto.hdl.lanes import Lanes
+from ditto.hdl.sequencer import row_of
 from ditto.sim.formal import Proof, mutant
 
 CONFIG = Config(
@@ -145,11 +150,21 @@ class LanesProof(Proof):
                     m.d.sync += follows.eq(0)
 
         # A row's first cycle and its last; it takes as long as its busiest lane.
+        marks_of = [Signal(row_of(CONFIG), name=f"marks_{age}") for age in range(ROWS)]
+        with m.If(work.push_row):
+            for age, kept in enumerate(marks_of):
+                with m.If(rows - dut.free_row == age):
+                    m.d.sync += kept.eq(row)
+        with m.If(dut.free_row):
+            with m.If(~work.push_row | (rows != 1)):
+                m.d.sync += marks_of[0].eq(marks_of[1])
+        present = marks_of[0]
         inside, spent = Signal(), Signal(4)
         with m.If(issue.valid):
-            self.require(issue.first == ~inside)
-            m.d.sync += [inside.eq(~issue.last), spent.eq(Mux(issue.last, 0, spent + 1))]
-        self.require(dut.free_row == (issue.valid & issue.last))
+            self.require(issue.first == (~inside & ~present.carries))
+            self.require(issue.last == (dut.free_row & ~present.virtual))
+            m.d.sync += [inside.eq(~dut.free_row), spent.eq(Mux(dut.free_row, 0, spent + 1))]
+        self.require(~dut.free_row | issue.valid)
         ends = follows & (ahead == 0) & dut.free_row
         self.require(~ends | (spent + 1 == duration))
         waiting = Signal(2)  # cycles in which a row could have begun
@@ -162,6 +177,7 @@ class LanesProof(Proof):
         self.cover(ends & is_high & (duration == 3))
         self.cover(ends & ~is_high & (duration == 2))
         self.cover(clear & follows & issue.valid)
+        self.cover(dut.free_row & present.carries & ~present.virtual & (rows == ROWS))
 
 
 def test_lanes(holds: Any) -> None:
@@ -179,6 +195,9 @@ def test_lanes_deeper(holds: Any) -> None:
         ("last_of_entry.eq(count == 2)", "last_of_entry.eq(count == 3)"),
         ("down = at_high | backward", "down = at_high"),
         ("self.free_row.eq(valid & finishing)", "self.free_row.eq(finishing)"),
+        ("self.issue.last.eq(finishing & ~virtual)", "self.issue.last.eq(finishing)"),
+        ("first.eq(~rows.head.carries)", "first.eq(1)"),
+        ("virtual.eq(rows.head.virtual)", "virtual.eq(rows.tail.virtual)"),
     ],
 )
 def test_lanes_with_a_defect(refutes: Any, old: str, new: str) -> None:

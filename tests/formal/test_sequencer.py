@@ -1,5 +1,8 @@
 # amaranth: UnusedElaboratable=no
-"""Sequencer: every row is listed once, with its own entries, and the walk ends."""
+"""Sequencer: every row is listed once, with its own entries, and the walk ends.
+
+Of a spatial run, rows carry along a line and not into the next, and the first ones are virtual.
+"""
 
 from typing import Any
 
@@ -16,7 +19,7 @@ CONFIG = Config(
     columns=1,
     channels=1,
     item_depth=8,
-    positions=2,
+    positions=8,
     list_depth=4,
     weight_rows=8,
     accumulator_rows=8,
@@ -27,9 +30,11 @@ LATENCY = 7
 
 
 class SequencerProof(Proof):
-    """Entries of one line, of one or two taps, positions and tiles; lanes at any speed.
+    """Entries of one or two taps, positions, lines and tiles; lanes at any speed.
 
-    The geometry is what the engine derives from the entry. Places hold any counts of up to two.
+    They run in any mode, spatial ones with up to two rows before a line and up to one position
+    behind it. The geometry is what the engine derives from the entry. Places hold any counts of up
+    to two.
     """
 
     def specify(self, m: Module) -> None:
@@ -38,16 +43,20 @@ class SequencerProof(Proof):
         work = dut.work
         # No reset of its own: whoever resets it stops it.
         self.assume(~self.reset | dut.stop)
-        taps, width, tiles = (self.constant(range(3), name) for name in ("taps", "width", "tiles"))
-        for value in (taps, width, tiles):
+        taps, width, height, tiles = (
+            self.constant(range(3), name) for name in ("taps", "width", "height", "tiles")
+        )
+        for value in (taps, width, height, tiles):
             self.assume((value >= 1) & (value <= 2))
+        spatial = self.constant(1, "spatial")
+        lead, margin = self.constant(range(3), "lead"), self.constant(1, "margin")
+        self.assume((lead <= 2) & (spatial | ((lead == 0) & (margin == 0))))
         entry, geometry = dut.entry, dut.geometry
         same = {
-            "in_height": 1,
+            "in_height": height,
             "in_width": 2,
-            "positions": 2,
             "channels": 1,
-            "out_height": 1,
+            "out_height": height,
             "out_width": width,
             "kernel_height": 1,
             "kernel_width": taps,
@@ -67,12 +76,15 @@ class SequencerProof(Proof):
             self.assume(entry[name] == value)
         self.assume(geometry.room == 1)
         self.assume(geometry.tiles == tiles - 2)
-        self.assume(geometry.lines == -1)
+        self.assume(geometry.lines == height - 2)
         self.assume(geometry.kernel_y == -1)
         self.assume(geometry.kernel_x == taps - 2)
         self.assume(geometry.slot_last == config.digits - 1)
         self.assume((geometry.split_x == 1) & (geometry.skew_x == 0))
         self.assume(geometry.skew_back_x == -1)
+        self.assume((geometry.pitch == 2 + margin) & (geometry.before_x == lead))
+        self.assume((geometry.carries == spatial) & (geometry.leads == (lead != 0)))
+        self.assume(geometry.end_back == 1 - lead)
         place = dut.places.place
         self.assume((place.low <= 2) & (place.high <= 2))
         self.assume(place.address + config.digits <= config.item_depth)
@@ -88,7 +100,10 @@ class SequencerProof(Proof):
         self.assume(~dut.start | ((age == 3) & ~started & ~dut.stop))
 
         # Rows, and those that the lanes have not finished.
-        rows, waiting = Signal(4), Signal(4)
+        rows, waiting = Signal(5), Signal(4)
+        along = Signal(range(4))  # rows of the line so far
+        length = Signal(range(5))
+        m.d.comb += length.eq(lead + width)
         self.assume(~dut.free_row | (waiting != 0))
         m.d.sync += [
             rows.eq(rows + work.push_row),
@@ -97,9 +112,13 @@ class SequencerProof(Proof):
         pushes = work.push_low | work.push_high | work.push_row
         self.require(~pushes | started)
         self.require(waiting + work.push_row <= config.rows_ahead(2))
-        self.require(~work.push_row | (rows < tiles * width))
-        self.require(~(started & dut.ended) | (rows == tiles * width))
+        self.require(~work.push_row | (rows < tiles * height * length))
+        self.require(~(started & dut.ended) | (rows == tiles * height * length))
         self.require(~dut.overrun)
+        with m.If(work.push_row):
+            self.require(work.row.carries == (spatial & (along != 0)))
+            self.require(work.row.virtual == (along < lead))
+            m.d.sync += along.eq(Mux(along + 1 == length, 0, along + 1))
 
         # A row's numbers are those of its entries, which lie one after the other.
         for kind, push, slot, first_name in (
@@ -133,13 +152,14 @@ class SequencerProof(Proof):
             self.require((work.row.low[1] == 0) | (work.row.low[0] >= second))
             self.require((work.row.low[0] <= second + 1) | (work.row.low[0] <= 1))
         with m.If(dut.stop):
-            m.d.sync += [rows.eq(0), waiting.eq(0)]
+            m.d.sync += [rows.eq(0), waiting.eq(0), along.eq(0)]
 
         # It is never idle: with nothing of its own in the lanes, a row comes or the walk ends.
         quiet = Signal(5)
         m.d.sync += quiet.eq(Mux(started & ~dut.ended & (waiting == 0) & ~dut.stop, quiet + 1, 0))
         self.require(quiet <= LATENCY + 3)
         self.cover(started & dut.ended & (rows == 4))
+        self.cover(work.push_row & work.row.carries & ~work.row.virtual & (rows > length))
         self.cover(dut.stop & work.push_row)
         self.cover(waiting == config.rows_ahead(2))
 
@@ -157,6 +177,9 @@ def test_sequencer(holds: Any) -> None:
         ),
         ("low_end.eq(low_slot + push_low)", "low_end.eq(low_slot + 1)"),
         ("fresh.eq(present.last)", "fresh.eq(0)"),
+        ("carries.eq(0)", "carries.eq(geometry.carries)"),
+        ("virtual.eq(end_x < 0)", "virtual.eq(0)"),
+        ("virtual.eq(geometry.leads)", "virtual.eq(virtual)"),
     ],
 )
 def test_sequencer_with_a_defect(refutes: Any, old: str, new: str) -> None:

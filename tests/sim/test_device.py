@@ -16,6 +16,7 @@ from ditto.sim.commands import random_commands, without_link_stalls
 from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
+from ditto.sim.spatial import stretched
 from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
 
 SMALL: dict[str, Any] = {
@@ -133,19 +134,20 @@ def test_values_and_counters_are_those_of_the_golden_model(config: Config) -> No
             at = work.entry["accumulator_base"]
             for accelerator in (golden, device):
                 work.load(accelerator, number)
-            mode = Mode.DENSE
-            for kind in rng.permutation(DELTAS):
-                deltas = random_deltas(rng, config, work.entry, str(kind))
+            third = Mode.SPATIAL if work.entry["spatial"] else Mode.DENSE
+            modes = [Mode.DENSE, Mode.TEMPORAL, third, Mode.TEMPORAL, Mode.TEMPORAL]
+            for kind, mode in zip(rng.permutation(DELTAS), modes, strict=True):
+                walked = stretched(work.entry) if mode is Mode.SPATIAL else work.entry
+                deltas = random_deltas(rng, config, walked, str(kind))
                 results = []
                 for accelerator in (golden, device):
-                    accelerator.write_deltas(number, deltas)
+                    accelerator.write_deltas(number, deltas, mode)
                     counters = accelerator.run(number, mode)._replace(stall_link=0)
                     results.append((counters, accelerator.read_accumulators(at, work.rows)))
                 (want, wanted), (got, gotten) = results
                 where = f"layer {number} ({work.entry}), {mode.name}, {kind} deltas"
                 assert got == want, where
                 np.testing.assert_array_equal(gotten, wanted, where)
-                mode = Mode.TEMPORAL
             if config.reference_depth:
                 compare_inputs(rng, golden, device, work, number)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import CommandError, Mode, Status
 from ditto.sim.golden import Golden, split
+from ditto.sim.spatial import spatial
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
 
 # Accumulators narrow enough to wrap around.
@@ -100,6 +101,31 @@ def test_accumulators_are_what_plain_convolution_gives(seed: int, kinds: list[st
             == CONFIG.clusters * CONFIG.lanes * counters.cycles
         )
         mode = Mode.TEMPORAL
+
+
+@given(st.integers(0, 2**32))
+def test_a_spatial_run_gives_what_a_dense_one_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    golden = Golden(CONFIG)
+    while True:
+        work = random_workload(rng, CONFIG, rows=40)
+        if work.entry["spatial"]:
+            break
+    work.load(golden, 1)
+    values = rng.integers(-128, 128, (work.entry["positions"], work.entry["channels"]))
+    found = []
+    for mode in (Mode.DENSE, Mode.SPATIAL):
+        deltas = spatial(values, work.entry) if mode is Mode.SPATIAL else values
+        golden.write_deltas(1, deltas, mode)
+        counters = golden.run(1, mode)
+        assert counters.mode == mode.value
+        lane_cycles = CONFIG.clusters * CONFIG.lanes * counters.cycles
+        stalls = counters.stall_row + counters.stall_item + counters.stall_cluster
+        assert counters.items + stalls == lane_cycles
+        rows = golden.read_accumulators(work.entry["accumulator_base"], work.rows)
+        found.append([words[:n] for words, n in zip(rows, work.filled, strict=True)])
+    for dense, got in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, dense)
 
 
 def test_a_dense_run_restarts_from_zero() -> None:

@@ -25,6 +25,7 @@ from ditto.host.framing import encode
 from ditto.sim.board import SimulatedBoard
 from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
+from ditto.sim.spatial import stretched
 from ditto.sim.workload import Workload, random_workload
 
 LAYERS = 4
@@ -42,7 +43,7 @@ CONFIG = Config(
     reference_depth=900,
     neighbour_depth=40,
 )
-MODES = (Mode.DENSE, Mode.TEMPORAL, Mode.AUTO, Mode.AUTO, Mode.AUTO)
+MODES = (Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL, Mode.AUTO, Mode.AUTO, Mode.AUTO)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +75,18 @@ class Steps:
                 "decides": int(number != 1),
                 "zero_point": int(rng.choice([0, 3, 0xF0])),
                 "threshold": int(rng.choice([0, 0, 2])),
-                "spatial": int(ring <= CONFIG.neighbour_depth),
-                "margin": int(rng.integers(0, min(shift, 15) + 1)),
+                "spatial": int(ring <= CONFIG.neighbour_depth and entry["spatial"]),
             }
+            if rng.random() < 0.3:
+                # Edges of another kernel.
+                wild = {
+                    "margin": int(rng.integers(0, min(shift, 15) + 1)),
+                    "lead": int(rng.integers(0, 4)),
+                }
+                positions = stretched(entry | wild)["positions"]
+                room = CONFIG.item_depth // entry["channels"] // CONFIG.digits
+                if positions <= min(CONFIG.positions, room):
+                    entry |= wild
             base += count
             self.works.append(work)
             self.inputs.append(rng.integers(-128, 128, (entry["positions"], entry["channels"])))
@@ -90,7 +100,10 @@ class Steps:
                 target.write_inputs(number, self.inputs[number], Mode.DENSE)
         rules = (Rule.DEFO, Rule.ADAPTIVE, Rule.FIXED, Rule.ADAPTIVE)
         for number, rule in enumerate(rng.permutation(LAYERS).tolist()):
-            word = pack(Decision, rule=rules[rule], mode=int(rng.integers(0, 2)))
+            own = [work.entry for work in self.works if work.entry["decision"] == number]
+            spatial = int(all(entry["spatial"] for entry in own))
+            mode = int(rng.integers(0, 2 + spatial))
+            word = pack(Decision, rule=rules[rule], mode=mode, spatial=spatial)
             self.same("write_decisions", 4 * number, [int.from_bytes(word, "little"), 0, 0, 0])
 
     def same(self, command: str, *arguments: Any) -> Any:
