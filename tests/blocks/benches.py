@@ -75,7 +75,7 @@ TABLE = {
         {"differences": ALL},
         CONFIG | {"reference_depth": 150, "neighbour_depth": 22},
     ),
-    "encoder": Bench(Encoder, "encoder", {"tiles": 25}, {"encoder": ALL}),
+    "encoder": Bench(Encoder, "encoder", {"tiles": 25, "counts": 5000}, {"encoder": ALL}),
     "buffer": Bench(DifferenceBuffer, "buffers", {"cycles": 1000}, {"difference buffer": ALL}),
     "rows": Bench(
         lambda config: RowQueue(shape=row_of(config), depth=3),
@@ -83,7 +83,7 @@ TABLE = {
         {"cycles": 1000, "depth": 3},
         {"row queue": ALL},
     ),
-    "sequencer": Bench(Sequencer, "sequencer", {"runs": 25}, {"sequencer": ALL}),
+    "sequencer": Bench(Sequencer, "sequencer", {"runs": 60}, {"sequencer": ALL}),
     "engine": Bench(
         Engine,
         "engine",

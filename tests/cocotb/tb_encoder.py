@@ -201,3 +201,43 @@ async def reset_anywhere(dut: Any) -> None:
         await FallingEdge(dut.clk)
         assert not int(dut.positions.value) and not int(dut.busy.value)
         await bench.tile(*random_tile())
+
+
+@cocotb.test(skip="counts" not in PARAMETERS, timeout_time=LIMIT_MS, timeout_unit="ms")
+@cocotb.parametrize(byte=[0x00, 0x01, 0x70])
+async def counts_far_beyond_a_tile(dut: Any, byte: int) -> None:
+    """Deltas that find no room are counted, too; one a cycle, with nobody else watching."""
+    idle(dut, Encoder(CONFIG))
+    await start(dut)
+    dut.entry.value = int.from_bytes(pack(LayerEntry, channels=1), "little")
+    await RisingEdge(dut.clk)
+    await pulse(dut, "begin")
+    dut.i__payload.value = byte
+    dut.i__valid.value = 1
+    taken = 0
+    for _ in range(PARAMETERS["counts"]):
+        await FallingEdge(dut.clk)
+        taken += int(dut.i__ready.value)
+        await RisingEdge(dut.clk)
+    dut.i__valid.value = 0
+    await FallingEdge(dut.clk)
+    while int(dut.busy.value):
+        await FallingEdge(dut.clk)
+    counted = tuple(int(getattr(dut, kind).value) for kind in ("zero", "narrow", "wide"))
+    assert counted == tuple(taken * n for n in classify(np.array([byte]), CONFIG))
+
+
+@cocotb.test(skip="counts" not in PARAMETERS, timeout_time=LIMIT_MS, timeout_unit="ms")
+async def as_many_channels_as_an_entry_can_say(dut: Any) -> None:
+    """No position is complete before its last channel, however many the entry has."""
+    bench = Bench(dut, 0.0)
+    await bench.start()
+    for bit in range(CONFIG.channels.bit_length(), 16):
+        rest = random.randint(1, 3)
+        await bench.begin((1 << bit) + rest)
+        await bench.source.send([1] * (2 * rest))
+        await FallingEdge(dut.clk)
+        while int(dut.busy.value):
+            await FallingEdge(dut.clk)
+        assert int(dut.positions.value) == 0 and not int(dut.exact.value), bit
+        await RisingEdge(dut.clk)

@@ -87,7 +87,7 @@ class Bench:
         return found
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(stalls=[0.0, 0.3])
 async def bytes_go_to_the_line(dut: Any, stalls: float) -> None:
     bench = Bench(dut, stalls)
@@ -102,7 +102,7 @@ async def bytes_go_to_the_line(dut: Any, stalls: float) -> None:
         assert int(dut.tx.value) == 1
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 async def bytes_follow_each_other_at_once(dut: Any) -> None:
     bench = Bench(dut)
     await bench.start()
@@ -114,7 +114,7 @@ async def bytes_follow_each_other_at_once(dut: Any) -> None:
     assert abs(cycles - 10 * BIT * (len(wanted) - 1)) <= len(wanted) + 2
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(stalls=[0.0, 0.3], pause=[0, 30])
 async def bytes_come_from_the_line(dut: Any, stalls: float, pause: int) -> None:
     bench = Bench(dut, stalls)
@@ -126,7 +126,7 @@ async def bytes_come_from_the_line(dut: Any, stalls: float, pause: int) -> None:
     assert not any(bench.flags.values()), bench.flags
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 async def what_is_no_byte_is_dropped(dut: Any) -> None:
     bench = Bench(dut)
     await bench.start()
@@ -155,7 +155,7 @@ async def what_is_no_byte_is_dropped(dut: Any) -> None:
     assert not bench.flags["overrun"]
 
 
-@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 async def what_finds_no_room_is_dropped(dut: Any) -> None:
     """Nobody takes bytes: the first ones wait, and the others are counted."""
     bench = Bench(dut)
@@ -171,7 +171,7 @@ async def what_finds_no_room_is_dropped(dut: Any) -> None:
     assert not bench.flags["framing_error"]
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 async def reset_anywhere(dut: Any) -> None:
     bench = Bench(dut)
     await bench.start()

@@ -26,7 +26,7 @@ def holds(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
         *,
         reach: int | None = None,
         registers: bool = False,
-        timeout: float = 100.0,
+        timeout: float = 300.0,
     ) -> None:
         parts: list[tuple[Literal["prove", "bmc", "cover"], int]]
         parts = [(mode, depth)]

@@ -148,6 +148,61 @@ def test_framer(holds: Any) -> None:
     holds(lambda: FramerProof(Framer()), 12, "bmc", reach=14, timeout=900)
 
 
+class ResynchronizationProof(Proof):
+    """After a zero byte or a body, nothing is left of what came before: as after a reset.
+
+    So a frame arrives, or not, whatever the link has carried before the zero byte that begins it.
+    """
+
+    def specify(self, m: Module) -> None:
+        i, o = self.dut.i, self.dut.o
+        self.stable(i, assume=True)
+        self.stable(o)
+        passes, count = self.internal(1, "dut.fsm_state"), self.internal(4, "dut.count")
+        position = self.internal(4, "dut.position")
+        left = self.internal(8, "dut.decoder.left")
+        owes_zero = self.internal(1, "dut.decoder.owes_zero")
+        crc = self.internal(32, "dut.crc.crc_reg")
+        is_clear = (left == 0) & ~owes_zero & (crc == 0xFFFFFFFF)
+        # Whether a byte of a frame has come since the last zero byte.
+        began = Signal()
+        with m.If(i.valid & i.ready):
+            m.d.sync += began.eq(i.payload != 0)
+        self.require(began | is_clear)
+        self.require(passes | ((position == 0) & ~o.valid))
+        self.require(began | passes | (count == 0))
+        self.require(~(passes & began))
+        self.require(i.ready == ~passes)
+        # A body has a byte at least, and ends.
+        self.require(~passes | ((count > 4) & (count <= self.dut.frame_bytes)))
+        self.require(~passes | (position + 4 <= count))
+        self.require(~passes | (o.valid == (position != 0)))
+        self.require(~o.valid | (o.p.last == (position + 4 == count)))
+        self.require(count <= self.dut.frame_bytes + 1)
+
+
+def test_resynchronization(holds: Any) -> None:
+    holds(lambda: ResynchronizationProof(Deframer(frame_bytes=8)), 2, reach=0)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (
+            "with m.Else():\n                            m.d.sync += count.eq(0)",
+            "with m.Elif(0):\n                            m.d.sync += count.eq(0)",
+        ),
+        (
+            "m.d.comb += crc.start.eq(1)\n                        with m.If(decoder",
+            "with m.If(decoder",
+        ),
+    ],
+)
+def test_resynchronization_with_a_defect(refutes: Any, old: str, new: str) -> None:
+    module = mutant("ditto.hdl.framing", old, new)
+    refutes(lambda: ResynchronizationProof(module.Deframer(frame_bytes=8)), 6)
+
+
 BODY = b"\x2a\x00"
 FRAME = b"\0" + cobs.encode(BODY + crc32(BODY).to_bytes(4, "little")) + b"\0"
 

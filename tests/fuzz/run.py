@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -328,8 +329,8 @@ def fuzz(name: str, runs: int, seed: int, work: Path) -> int:
     return runs
 
 
-def fuzz_by_coverage(name: str, runs: int, work: Path) -> None:
-    """Run a target under atheris, which ends the process."""
+def fuzz_by_coverage(name: str, runs: int, seconds: int, work: Path) -> None:
+    """Run a target under atheris, for so many runs or seconds; it ends the process."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["ditto"]):
         pass
@@ -344,7 +345,8 @@ def fuzz_by_coverage(name: str, runs: int, work: Path) -> None:
                 if hasattr(value, "__code__"):
                     atheris.instrument_func(value)
     warnings.simplefilter("ignore")
-    arguments = [f"-runs={runs}", f"-timeout={SECONDS}", "-rss_limit_mb=2048", "-max_len=8192"]
+    arguments = [f"-runs={runs}", f"-max_total_time={seconds}", f"-timeout={SECONDS}"]
+    arguments += ["-rss_limit_mb=2048", "-max_len=8192"]
     atheris.Setup(
         [sys.argv[0], *arguments, f"-artifact_prefix={work}/", "-seed=1", str(corpus)], target
     )
@@ -359,6 +361,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         (work / "outside").mkdir()
         words = [sys.executable, str(Path(__file__).resolve()), "--inside", name, "-o", temporary]
         words += ["--runs", str(options.runs), "--seed", str(options.seed)]
+        words += ["--seconds", str(options.seconds)]
         words += ["--atheris"] if options.atheris else []
         done = subprocess.run(
             words,
@@ -371,12 +374,16 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
             errors="replace",
         )
         count = work / "count"
-        runs = options.runs if options.atheris else int(count.read_text() if count.exists() else 0)
+        if options.atheris:
+            told = re.search(r"Done (\d+) runs in", done.stdout)
+            runs = int(told[1]) if told else 0
+        else:
+            runs = int(count.read_text() if count.exists() else 0)
         found = {
             "target": name,
             "how": "atheris" if options.atheris else "mutated",
             "runs": runs if done.returncode == 0 else 0,
-            "ok": done.returncode == 0 and not any((work / "outside").iterdir()),
+            "ok": done.returncode == 0 and runs > 0 and not any((work / "outside").iterdir()),
             "seconds": round(time.monotonic() - start),
         }
         if not found["ok"]:
@@ -393,6 +400,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="for a target under atheris (default: 60)"
+    )
     parser.add_argument("--only", default=",".join(TARGETS), help="(default: all of them)")
     parser.add_argument("--atheris", action="store_true", help="needs the extra [verify]; Linux")
     parser.add_argument("--keep", type=Path, help="keep what a target failed with in this folder")
@@ -400,7 +410,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.inside:
         if options.atheris:
-            fuzz_by_coverage(options.inside, options.runs, options.output)
+            fuzz_by_coverage(options.inside, options.runs, options.seconds, options.output)
         else:
             limit(MEMORY)
             fuzz(options.inside, options.runs, options.seed, options.output)
