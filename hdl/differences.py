@@ -210,9 +210,9 @@ class Differencer(wiring.Component):
         # Memories: read in stage 0, so that the word is there in stage 1.
         m.submodules.references = references = DeepMemory(shape=value, depth=config.reference_depth)
         places = [address]
-        own: list[Signal] = []  # the input of stages 1 to 3
+        own: list[Signal] = []  # the input of stages 1 to 4
         behind: list[Signal] = []  # whether it is one behind the line
-        for stage in (1, 2, 3):
+        for stage in range(1, 5):
             places.append(Signal.like(address, name=f"address_{stage}", reset_less=True))
             own.append(Signal(value, name=f"input_{stage}", reset_less=True))
             behind.append(Signal(name=f"behind_{stage}", reset_less=True))
@@ -244,8 +244,8 @@ class Differencer(wiring.Component):
         differences = [Signal(delta, name=f"{kind}_3", reset_less=True) for kind in "dts"]
         chosen = Signal(delta, reset_less=True)
         stays = Signal()  # the temporal delta is not applied
+        rests = Signal(reset_less=True)  # nor does the input become the reference
         nears = Signal(reset_less=True)  # a zero behind the line will be compared with this input
-        magnitude = Signal(config.activation_bits)
         kinds = ("dense", "temporal", "spatial", "behind")
         counted = {k: Signal(delta, name=f"{k}_4", reset_less=True) for k in kinds}
         counts_of = {k: Signal(name=f"counts_{k}", reset_less=True) for k in kinds}
@@ -260,6 +260,7 @@ class Differencer(wiring.Component):
                 left[1].eq(left[0]),
                 neighboured.eq(other),
                 own[2].eq(own[1]),
+                own[3].eq(own[2]),
                 differences[0].eq(own[1] - zero_point),
                 differences[1].eq(own[1] - references.read_data),
                 differences[2].eq(Mux(behind[1], zero_point, own[1]) - neighboured),
@@ -280,16 +281,17 @@ class Differencer(wiring.Component):
                 counted["behind"].eq(-differences[0]),
                 *(counts_of[kind].eq(full[3] & ~behind[2]) for kind in kinds[:3]),
                 counts_of["behind"].eq(full[3] & ~behind[2] & nears),
+                rests.eq(is_temporal & stays),
             ]
         held = Signal()
         with m.If(self.begin):
             m.d.sync += [*(stage.eq(0) for stage in full[1:]), held.eq(self.holds)]
         m.d.comb += [
-            magnitude.eq(Mux(differences[1] < 0, -differences[1], differences[1])),
-            stays.eq(magnitude <= entry.threshold),
-            references.write_en.eq(moves & full[3] & ~behind[2] & ~(is_temporal & stays)),
-            references.write_address.eq(places[3]),
-            references.write_data.eq(own[2]),
+            # Two comparisons side by side are faster than one with the magnitude.
+            stays.eq((differences[1] <= entry.threshold) & (differences[1] + entry.threshold >= 0)),
+            references.write_en.eq(moves & full[4] & ~behind[3] & ~rests),
+            references.write_address.eq(places[4]),
+            references.write_data.eq(own[3]),
             self.o.valid.eq(full[4]),
             self.o.payload.eq(chosen),
         ]
