@@ -379,13 +379,20 @@ def routed_of(report: dict[str, Any], seed: int) -> Routed:
     """Read a report of nextpnr."""
     groups = []
     for group in report["critical_paths"]:
-        path, delay = [], 0.0
+        # A wire to a cell and the way through it are two steps.
+        path: dict[str, float] = {}
+        delay = 0.0
         for step in group["path"]:
             delay += step["delay"]
-            path.append((step["to"]["cell"], round(delay, 3)))
+            path[step["to"]["cell"]] = round(delay, 3)
         ends = [_end_of(group[end]) for end in ("from", "to")]
         groups.append(
-            Group(source=ends[0], target=ends[1], nanoseconds=round(delay, 3), path=tuple(path))
+            Group(
+                source=ends[0],
+                target=ends[1],
+                nanoseconds=round(delay, 3),
+                path=tuple(path.items()),
+            )
         )
     clocks = {_end_of(name): round(c["achieved"], 2) for name, c in report["fmax"].items()}
     return Routed(seed=seed, clocks=clocks, groups=tuple(groups))
