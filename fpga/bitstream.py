@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -212,20 +212,29 @@ class BoardBuilder:
         self.frequency = frequency or board.frequency
         self.baud = baud or board.baud
         board.check_rates(self.frequency, self.baud)
+        # What is missing is found before the design is made, which takes seconds.
+        self._tools = [find(tool) for tool in ("yosys", board.family.nextpnr)]
         # The device reports a hash of itself, but for this hash.
         blank = self._prepare(NO_BUILD)
         inputs = [blank.rtlil.encode(), blank.constraints, " ".join(blank.place).encode()]
         self.build_hash = hashlib.sha256(b"\0".join(inputs)).digest()[: len(NO_BUILD)]
-        self._plan = plan = self._prepare(self.build_hash)
-        self._packer = find(plan.pack[0])
-        self._flow = Flow(
-            plan.rtlil,
+        self._packer = find(blank.pack[0])
+        self._timeout, self._progress = timeout, progress
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        return self._prepare(self.build_hash)
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return Flow(
+            self._plan.rtlil,
             top="top",
-            synthesis=board.family.synthesis,
-            nextpnr=board.family.nextpnr,
-            name=f"{summary(self.config)} for {name}",
-            timeout=timeout,
-            progress=progress,
+            synthesis=self.board.family.synthesis,
+            nextpnr=self.board.family.nextpnr,
+            name=f"{summary(self.config)} for {self.name}",
+            timeout=self._timeout,
+            progress=self._progress,
         )
 
     def _prepare(self, build: bytes) -> _Plan:
@@ -239,7 +248,7 @@ class BoardBuilder:
         """Versions of everything that a bitstream depends on."""
         names = ("ditto-accel", "amaranth", "amaranth-boards")
         versions = {name: metadata.version(name) for name in names}
-        return versions | self._flow.versions | {self._packer.name: self._packer.version}
+        return versions | {tool.name: tool.version for tool in (*self._tools, self._packer)}
 
     def utilization(self) -> dict[str, tuple[int, int]]:
         """Return how many cells of each kind the device takes, and how many there are.
@@ -370,13 +379,20 @@ def routed_of(report: dict[str, Any], seed: int) -> Routed:
     """Read a report of nextpnr."""
     groups = []
     for group in report["critical_paths"]:
-        path, delay = [], 0.0
+        # A wire to a cell and the way through it are two steps.
+        path: dict[str, float] = {}
+        delay = 0.0
         for step in group["path"]:
             delay += step["delay"]
-            path.append((step["to"]["cell"], round(delay, 3)))
+            path[step["to"]["cell"]] = round(delay, 3)
         ends = [_end_of(group[end]) for end in ("from", "to")]
         groups.append(
-            Group(source=ends[0], target=ends[1], nanoseconds=round(delay, 3), path=tuple(path))
+            Group(
+                source=ends[0],
+                target=ends[1],
+                nanoseconds=round(delay, 3),
+                path=tuple(path.items()),
+            )
         )
     clocks = {_end_of(name): round(c["achieved"], 2) for name, c in report["fmax"].items()}
     return Routed(seed=seed, clocks=clocks, groups=tuple(groups))

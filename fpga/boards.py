@@ -34,8 +34,8 @@ class Board:
     frequency
         Frequency of the core's clock, in Hz; place and route aims a tenth above.
     baud
-        Fastest rate of the serial line that its bridge does and operating systems have a name
-        for, in bits per second; these names end at 4,000,000.
+        Fastest rate of the serial line that its bridge is known to do and operating systems have a
+        name for, in bits per second; these names end at 4,000,000.
     bridge
         What stands between the serial line and the computer.
     config
@@ -148,29 +148,29 @@ _WITH_PROCESSOR = (
 _UP5K = Config(
     clusters=1,
     lanes=1,
-    columns=5,
+    columns=4,
     digit_bits=9,
     accumulator_bits=24,
     weight_rows=16384,
     accumulator_rows=256,
     item_depth=4096,
-    positions=256,
-    channels=64,
+    positions=64,
+    channels=32,
     list_depth=9,
-    layers=16,
-    frame_bytes=512,
+    layers=8,
+    frame_bytes=256,
 )
 
 
-def _bridge_note(baud: int) -> str:
-    return (
-        "The rates of the serial line depend on the firmware of its bridge: if the link is not "
-        f"sound, build with `--baud {baud}`, and give that to the driver, too."
-    )
-
-
-_BL_NOTE = _bridge_note(1_000_000)
-_ICELINK_NOTE = _bridge_note(115_200)
+_BL702_NOTE = (
+    "The rate of the serial line is one at which a [user of this bridge]"
+    "(https://github.com/sipeed/TangNano-9K-example/issues/7) had no errors; others had them. If "
+    "the link is not sound, build with `--baud 1000000`, and give that to the driver, too."
+)
+_SLOW_NOTE = (
+    "The rate of the serial line is that of other designs for this bridge: no source was found for "
+    "a faster one. Try `--baud 1000000`, with `ditto build` and with the driver."
+)
 _GW1N9 = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
 
 BOARDS: Mapping[str, Board] = {
@@ -217,12 +217,12 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.icesugar_pro:ICESugarProPlatform",
         family=ECP5,
         frequency=62_500_000,
-        baud=1_000_000,
+        baud=115_200,
         bridge="iCELink (a microcontroller's CDC)",
         config=_SMALL,
         leds=("rgb_led/0/g", "rgb_led/0/b", "rgb_led/0/r"),
         loader=("-c", "cmsisdap"),
-        note=_ICELINK_NOTE,
+        note=_SLOW_NOTE,
     ),
     "icepi-zero": Board(
         title="Icepi Zero v1.3",
@@ -256,10 +256,10 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
-        note="Five of the eight multiplier blocks are used, here and on the iCESugar: a word of "
+        note="Four of the eight multiplier blocks are used, here and on the iCESugar: a word of "
         "weights and a work item come from the four single-port memories of 16 bits in each cycle, "
-        "which is enough for six columns, but six take 5,162 of 5,280 logic cells and are not "
-        "placed in reasonable time.",
+        "which is enough for six columns of 8 bits or eight of 6, but what is left of the logic "
+        "cells is not.",
         is_simulated_as_netlist=True,
     ),
     "icesugar": Board(
@@ -267,11 +267,11 @@ BOARDS: Mapping[str, Board] = {
         platform="amaranth_boards.icesugar:ICESugarPlatform",
         family=ICE40,
         frequency=24_000_000,
-        baud=1_000_000,
+        baud=115_200,
         bridge="iCELink (a microcontroller's CDC)",
         config=_UP5K,
         leds=("led_g/0", "led_b/0", "led_r/0"),
-        note="Programmed by copying the file to the drive iCELink. " + _ICELINK_NOTE,
+        note="Programmed by copying the file to the drive iCELink. " + _SLOW_NOTE,
     ),
     "tang-nano-9k": Board(
         title="Tang Nano 9K",
@@ -283,7 +283,7 @@ BOARDS: Mapping[str, Board] = {
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano9k"),
-        note=_BL_NOTE,
+        note=_BL702_NOTE,
     ),
     "tang-primer-20k": Board(
         title="Tang Primer 20K, dock",
@@ -295,19 +295,20 @@ BOARDS: Mapping[str, Board] = {
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangprimer20k"),
-        note=_BL_NOTE,
+        note=_BL702_NOTE,
     ),
     "tang-nano-20k": Board(
         title="Tang Nano 20K",
         platform="ditto.fpga.platforms:TangNano20kPlatform",
         family=GOWIN,
         frequency=81_000_000,
-        baud=3_000_000,
+        baud=115_200,
         bridge="BL616",
         config=_GW1N9,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano20k"),
-        note=_BL_NOTE,
+        note="With firmware 2024122312 of the bridge, rates are wrong by four: [update it]"
+        "(https://wiki.sipeed.com/hardware/en/tang/common-doc/update_debugger.html). " + _SLOW_NOTE,
     ),
     "arty-a7-35t": Board(
         title="Arty A7-35T",

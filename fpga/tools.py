@@ -100,8 +100,8 @@ class Tool(NamedTuple):
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    # Whatever it starts ends with it.
-                    start_new_session=True,
+                    # Whatever it starts ends with it; its priority is that of our session.
+                    process_group=0,
                 )
         except OSError as error:
             raise ToolError(f"{self.name} does not start: {error}") from error

@@ -111,7 +111,8 @@ def _boards(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ditto.fpga.boards import BOARDS
-    from ditto.fpga.survey import Proof, page, proofs_of
+    from ditto.fpga.page import page
+    from ditto.fpga.proofs import Proof, proofs_of
     from ditto.host.output import OutputFile
 
     if options.page:
@@ -119,14 +120,13 @@ def _boards(options: argparse.Namespace) -> int:
             output.write(page().encode())
         print(f"wrote {options.page}")
         return 0
-    proofs = [proof for proof in Proof if proof is not Proof.SIMULATED]
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for head in ("name", "FPGA"):
         table.add_column(head, no_wrap=True)
     for head in ("MHz", "Mbit/s", "array"):
         table.add_column(head, justify="right", no_wrap=True)
-    for proof in proofs:
-        table.add_column(proof.replace("-", "-\n"))
+    table.add_column("built")
+    table.add_column("netlist-\nsimulated")
     for name, board in BOARDS.items():
         config = board.config
         proven = proofs_of(name)
@@ -136,10 +136,12 @@ def _boards(options: argparse.Namespace) -> int:
             f"{board.frequency / 1e6:g}",
             f"{board.baud / 1e6:g}",
             f"{config.clusters} x {config.lanes} x {config.columns}",
-            *("yes" if proof in proven else "-" for proof in proofs),
+            "yes" if Proof.BUILT in proven else "earlier" if Proof.EARLIER in proven else "-",
+            "yes" if Proof.NETLIST in proven else "-",
         )
     open_console().print(table)
     print("array: clusters x lanes x columns of the default device")
+    print("built: placed and routed, the clock met; earlier: before the gateware last changed")
     print("The gateware of all is simulated; none ran on hardware yet.")
     return 0
 

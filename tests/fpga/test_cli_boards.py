@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from ditto.fpga import bitstream, boards, survey
+from ditto.fpga import bitstream, boards, proofs, survey
 from ditto.fpga.bitstream import Bitstream, Group, Routed, TimingError
 from ditto.fpga.boards import BOARDS, Board
 from ditto.fpga.build import DoesNotFitError
-from ditto.fpga.survey import Proof, page, proofs_of
+from ditto.fpga.page import page
+from ditto.fpga.proofs import Proof, build_of, proofs_of
 from ditto.hdl.config import Config
 from ditto.host.cli import main
 
@@ -38,7 +39,10 @@ class FakeBuilder:
     """Builds without tools."""
 
     made: list[dict[str, Any]] = []
+    built: list[str] = []
     error: Exception | None = None
+    build_hash = bytes.fromhex("0123456789abcdef")
+    versions = {"yosys": "yosys 9"}
 
     def __init__(self, name: str, config: Config, **options: Any) -> None:
         self.name, self.config, self.options = name, config, options
@@ -50,6 +54,7 @@ class FakeBuilder:
         return {}
 
     def build(self, seeds: list[int]) -> Bitstream:
+        self.built.append(self.name)
         if self.error is not None:
             raise self.error
         facts = {
@@ -57,15 +62,15 @@ class FakeBuilder:
             "title": "ULX3S 12F",
             "digest": self.config.digest.hex(),
             "configuration": {"columns": self.config.columns},
-            "build": "0123456789abcdef",
+            "build": self.build_hash.hex(),
             "bitstream_sha256": "00",
-            "clock_hz": 62_500_000,
+            "clock_hz": BOARDS[self.name].frequency,
             "baud": 3_000_000,
             "seed": 3,
             "fmax_mhz": {"3": {"clk": 70.0}},
-            "failed_seeds": [],
+            "failed_seeds": seeds[1:],
             "utilization": {"DP16KD": {"used": 3, "available": 56}},
-            "tools": {"yosys": "yosys 9", "seeds": str(seeds)},
+            "tools": self.versions,
         }
         return Bitstream(data=b"bits", suffix=".bit", facts=facts, runs=(RUN,))
 
@@ -89,10 +94,10 @@ def test_boards_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     for name in BOARDS:
         (line,) = [line for line in out.splitlines() if line.split()[:1] == [name]]
-        marks = [
-            "yes" if proof in proofs_of(name) else "-" for proof in (Proof.BUILT, Proof.NETLIST)
-        ]
-        assert line.split()[-2:] == marks
+        proven = proofs_of(name)
+        built = {Proof.BUILT: "yes", Proof.EARLIER: "earlier"}
+        (mark,) = [built[proof] for proof in proven if proof in built] or ["-"]
+        assert line.split()[-2:] == [mark, "yes" if Proof.NETLIST in proven else "-"]
     assert "none ran on hardware" in out
     # A terminal of 80 columns shows each board in one line.
     assert max(len(line.rstrip()) for line in out.splitlines() if " x " in line) < 80
@@ -116,7 +121,7 @@ def test_build_writes_bitstream_report_and_manifest(
     assert (folder / "top.bit").read_bytes() == b"bits"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["configuration"] == {"columns": 4}
-    assert manifest["tools"]["seeds"] == "[3, 5]"
+    assert manifest["failed_seeds"] == [5]
     assert "<h1>Ditto on ULX3S 12F</h1>" in (folder / "report.html").read_text()
     assert "seed 3: clk 70.0 MHz of 62.5" in out and "3 of 56" in out
     (made,) = builder.made
@@ -247,14 +252,15 @@ def test_project_of_a_vendor(
 def test_page_is_that_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = tmp_path / "boards.md"
     assert run(capsys, "boards", "--page", written)[0] == 0
-    assert written.read_text() == page() == (ROOT / "docs/boards.md").read_text()
+    assert written.read_text() == page()
+    kept = (ROOT / "docs/boards.md").read_text()
+    assert kept == page(), "run: ditto boards --page docs/boards.md"
 
 
 def test_builds_that_are_kept_meet_their_clocks() -> None:
     for name in BOARDS:
-        build = survey.build_of(name)
+        build = build_of(name)
         if build is not None:
-            assert Proof.BUILT in proofs_of(name)
             assert len(build["fmax_mhz"]) >= 3
             best = max(min(clocks.values()) for clocks in build["fmax_mhz"].values())
             assert best >= build["clock_hz"] / 1e6
@@ -262,32 +268,101 @@ def test_builds_that_are_kept_meet_their_clocks() -> None:
                 assert numbers["used"] <= numbers["available"]
 
 
+@pytest.fixture
+def kept(builder: type[FakeBuilder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep figures in a folder of their own, and build without tools."""
+    monkeypatch.setattr(survey, "BoardBuilder", builder)
+    monkeypatch.setattr(proofs, "_folder", lambda: tmp_path / "builds")
+    return tmp_path / "builds"
+
+
 def test_survey_keeps_its_figures(
-    builder: type[FakeBuilder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: Path, builder: type[FakeBuilder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in "builds.json", "largest.json":
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "traffic.json").write_text((ROOT / "fpga/traffic.json").read_text())
-    monkeypatch.setattr(survey, "_file", lambda name: tmp_path / name)
-    monkeypatch.setattr(survey, "_kept", lambda name: json.loads((tmp_path / name).read_text()))
-    assert survey.largest_of("ulx3s-12f") is None
+    assert build_of("ulx3s-12f", largest=True) is None
     assert "None of the default devices" in page()
     assert survey.main(["ulx3s-12f", "--seeds", "3"]) == 0
     assert survey.main(["ulx3s-12f", "--fit", "--seeds", "3"]) == 0
-    assert survey.build_of("ulx3s-12f") is not None
-    found = survey.largest_of("ulx3s-12f")
-    assert found is not None and (found["clusters"], found["columns"]) == (1, 16)
-    assert "| ULX3S 12F | 1 × 2 × 16 | 3 of 56 DP16KD | 70.0 | " in page()
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "ulx3s-12f.json",
+        "ulx3s-12f.largest.json",
+    ]
+    assert Proof.BUILT in proofs_of("ulx3s-12f")
+    found = build_of("ulx3s-12f", largest=True)
+    assert found is not None and found["array"] == {"clusters": 1, "columns": 16}
+    assert "| ULX3S 12F | today's | 1 × 2 × 16 | 3 of 56 DP16KD | 70.0 | " in page()
+    # Later gateware makes them figures of the past.
+    with monkeypatch.context() as patch:
+        patch.setattr(proofs, "gateware_of", lambda family: "other")
+        assert Proof.EARLIER in proofs_of("ulx3s-12f")
+        assert "| ULX3S 12F | earlier | 3 of 56 DP16KD | 70.0 / 70.0 / 70.0 | 62.5 | 3 |" in page()
+        assert "built (earlier gateware)" in page()
     # What was found for another device says nothing of today's.
     board = BOARDS["ulx3s-12f"]
-    other = replace(board, config=replace(board.config, positions=64))
-    monkeypatch.setattr(survey, "BOARDS", {**BOARDS, "ulx3s-12f": other})
-    assert survey.largest_of("ulx3s-12f") is None and survey.build_of("ulx3s-12f") is None
+    for other in (
+        replace(board, config=replace(board.config, positions=64)),
+        replace(board, frequency=50_000_000),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(proofs, "BOARDS", {**BOARDS, "ulx3s-12f": other})
+            assert build_of("ulx3s-12f") is build_of("ulx3s-12f", largest=True) is None
+            assert proofs_of("ulx3s-12f") == [Proof.SIMULATED]
+
+
+def test_survey_goes_on_where_it_was(
+    kept: Path,
+    builder: type[FakeBuilder],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def built(*words: str) -> int:
+        builder.built.clear()
+        assert survey.main(list(words)) == 0
+        return len(builder.built)
+
+    names = [name for name, board in BOARDS.items() if not board.family.is_vendor]
+    assert len(names) == 15
+    assert built(names[3], "--seeds=3") == 1
+    assert built("--seeds=3") == 14
+    assert built("--seeds=3") == 0
+    assert capsys.readouterr().out.count("is built already") == 16
+    # Other seeds, other gateware and other tools are built again.
+    assert built(names[0], "--seeds=3,4") == 1
+    monkeypatch.setattr(builder, "build_hash", bytes(8))
+    assert built(names[0], "--seeds=3") == 1
+    monkeypatch.setattr(builder, "versions", {})
+    assert built(names[0], "--seeds=3") == 1
+    # A failure is told, and the others are built.
     monkeypatch.setattr(builder, "error", TimingError([RUN], 80.0))
-    assert survey.main(["ulx3s-12f"]) == 1
-    builder.made.clear()
-    assert survey.main([]) == 1
-    assert len(builder.made) == 15 and builder.made[0]["name"] == "ulx3s-12f"
+    assert survey.main(names[:2]) == 1
+    assert capsys.readouterr().err.count("clk needs 80 MHz") == 2
+
+
+def test_survey_of_what_cannot_be(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        survey.main(["ulx3s-12f", "pynq-z2", "ulx4s"])
+    assert "the open tools have no pynq-z2, ulx4s; choose from" in capsys.readouterr().err
+
+
+CHILD = """
+import pathlib, sys, time
+*words, name = sys.argv[1:]
+folder = pathlib.Path(%r)
+(folder / name).write_text(" ".join(words))
+time.sleep(0.5)
+(folder / f"{name}.others").write_text(str(len(list(folder.glob("*[0-9]f")))))
+(folder / name).unlink()
+sys.exit(name == "ulx3s-25f")
+"""
+
+
+def test_survey_of_some_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_COMMAND", (sys.executable, "-c", CHILD % str(tmp_path)))
+    names = ["ulx3s-12f", "ulx3s-45f", "ulx3s-85f"]
+    assert survey.main([*names, "--jobs=2"]) == 0
+    assert survey.main([*names, "ulx3s-25f", "--jobs=2", "--fit"]) == 1
+    assert len(list(tmp_path.iterdir())) == 4
+    assert {path.read_text() for path in tmp_path.iterdir()} <= {"1", "2"}
 
 
 def own_board() -> Board:
