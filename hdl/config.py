@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
-from ditto.hdl.protocol import DECISION_WORDS
-
 __all__ = ["Config", "ConfigError", "MemoryUse", "Multiplier", "demo"]
 
 
@@ -268,6 +266,9 @@ class Config:
     @property
     def decision_words(self) -> int:
         """Words of the table of decisions, which has as many as there are layer-table entries."""
+        # Whoever asks for help on a command needs no Amaranth.
+        from ditto.hdl.protocol import DECISION_WORDS
+
         return DECISION_WORDS * self.layers
 
     @staticmethod
