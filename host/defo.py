@@ -197,13 +197,15 @@ def count_digits(
     if placement.may_be_spatial:
         counts["spatial"] = 0
     for part in placement.parts:
-        work = {mode: part.lowered.deltas(own) for mode, own in deltas.items()}
+        work: dict[ModeName, NDArray[Any]] = {}
+        for mode, values in deltas.items():
+            work[mode] = part.lowered.deltas(values)
         for band in part.bands:
-            own = {mode: values[band.inputs] for mode, values in work.items()}
+            for mode, values in work.items():
+                counts[mode] += count_items(values[band.inputs], config)
             if "spatial" in counts:
-                own["spatial"] = spatial(own["dense"], band.entry)
-            for mode, values in own.items():
-                counts[mode] += count_items(values, config)
+                own = spatial(work["dense"][band.inputs], band.entry)
+                counts["spatial"] += count_items(own, config)
     return counts
 
 

@@ -74,10 +74,10 @@ class _Metered(Device):
         self.entries: defaultdict[int, Traffic] = defaultdict(Traffic)
         super().__init__(self._meter, expect=config)
 
-    def write_deltas(self, entry: int, deltas: NDArray[Any]) -> None:
+    def write_deltas(self, entry: int, deltas: NDArray[Any], mode: Mode = Mode.DENSE) -> None:
         # Everything until the next tile belongs to this one.
         self._meter.traffic = self.entries[entry]
-        super().write_deltas(entry, deltas)
+        super().write_deltas(entry, deltas, mode)
 
     def write_inputs(self, entry: int, inputs: NDArray[Any], mode: Mode = Mode.AUTO) -> None:
         self._meter.traffic = self.entries[entry]
