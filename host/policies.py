@@ -49,7 +49,7 @@ MODES: tuple[ModeName, ...] = ("dense", "temporal", "spatial")
 
 PLAYERS = ("spatial", *POLICIES, "table")
 """What is compared: every policy; all layers spatial that can be; and, as ``table``, the adaptive
-rule of the device's table of decisions, which counts digits alone."""
+rule of the device's table of decisions, which counts digits alone, where all memory is on chip."""
 
 
 @dataclass
@@ -347,7 +347,11 @@ def compare(recording: Recording, memory: Memory) -> dict[str, dict[str, Any]]:
         oracle and of the best of dense, temporal and spatial; and the shares of the modes.
     """
     costs = [LayerCost(placement, recording.config, memory) for placement in recording.placements]
-    replays = {name: replay(recording, costs, player(name, recording, costs)) for name in PLAYERS}
+    replays = {
+        name: replay(recording, costs, player(name, recording, costs))
+        for name in PLAYERS
+        if name != "table" or not memory.holds
+    }
     steps, samples = recording.cycles["dense"].shape[1:]
     count = steps * samples
     fixed = min(replays[mode].total for mode in MODES)

@@ -27,8 +27,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "the memory, in % of all cycles of dense runs. Then, for each policy that chooses: its "
         "cycles as ratio to those of the oracle, and the share of runs after the first step in the "
         "mode that the oracle gives them. `spatial` is spatial wherever a layer can be, and dense "
-        "elsewhere; `table` is the adaptive rule in the device's table of decisions, which always "
-        "keeps the state and compares digits alone.",
+        "elsewhere; `table` is the rule of the device's table of decisions, which compares digits.",
         "",
     ]
     for memory in facts["memories"]:
@@ -57,27 +56,33 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]], texts: int = 2) -
     return ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
 
 
+def _there(names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the policies that were compared in all of the runs."""
+    return [name for name in names if all(name in run["policies"] for run in runs)]
+
+
 def _cycles(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return cycles of array + waits for the memory, in % of those of dense runs."""
+    shown, choosing = _there(_SHOWN, runs), _there(_CHOOSING, runs)
 
     def rows() -> Iterator[Sequence[str]]:
         for run in runs:
             policies = run["policies"]
             dense = policies["dense"]["cycles"] + policies["dense"]["stall_memory"]
             cells = []
-            for name in _SHOWN:
+            for name in shown:
                 own = policies[name]
                 array, wait = (100 * own[part] / dense for part in ("cycles", "stall_memory"))
                 cells.append(
                     f"{array:.1f} + {wait:.1f}" if run["memory"] != "chip" else f"{array:.1f}"
                 )
-            for name in _CHOOSING:
+            for name in choosing:
                 own = policies[name]
                 cells.append(f"{own['to_oracle']:.3f}, {100 * own['agreement']:.0f} %")
             yield [run["model"], run["sampler"], f"{dense:,.0f}", *cells]
 
-    heads = [f"{name} %" for name in _SHOWN]
-    heads += [f"{name} : oracle, same mode" for name in _CHOOSING]
+    heads = [f"{name} %" for name in shown]
+    heads += [f"{name} : oracle, same mode" for name in choosing]
     return _table(["model", "sampler", "dense, cycles", *heads], rows())
 
 
@@ -88,7 +93,7 @@ def _summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         f"{name} takes at most {worst(name, 'to_oracle')} times the cycles of the oracle, and at "
         f"most {worst(name, 'to_fixed')} times those of the best fixed mode."
-        for name in _CHOOSING
+        for name in _there(_CHOOSING, runs)
     ]
     stochastic = [run["policies"] for run in runs if run["eta"] == 1]
     for name in ("defo", "defo+") if stochastic else ():
@@ -101,16 +106,18 @@ def _summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _traffic(runs: Sequence[Mapping[str, Any]], memories: Sequence[str]) -> list[str]:
+    choosing = _there(_CHOOSING, runs)
+
     def rows() -> Iterator[Sequence[str]]:
         for first in (run for run in runs if run["memory"] == memories[0]):
             same = [r for r in runs if (r["model"], r["sampler"]) == _key(first)]
             cells = [f"{first['policies']['temporal']['traffic_ratio']:.2f}"]
-            for name in _CHOOSING:
+            for name in choosing:
                 ratios = [run["policies"][name]["traffic_ratio"] for run in same]
                 cells.append(" / ".join(f"{ratio:.2f}" for ratio in ratios))
             yield [*_key(first), *cells]
 
-    head = [f"{name}: {' / '.join(memories)}" for name in _CHOOSING]
+    head = [f"{name}: {' / '.join(memories)}" for name in choosing]
     return _table(["model", "sampler", "temporal", *head], rows())
 
 
