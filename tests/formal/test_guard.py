@@ -1,0 +1,272 @@
+# amaranth: UnusedElaboratable=no
+"""Guard of the references: they and the accumulators of an entry never part unnoticed.
+
+The engine is whole but for its clusters, which may do anything at any time.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl._ast import AnyValue
+from amaranth.lib.wiring import Out
+
+from ditto.hdl import engine
+from ditto.hdl.cluster import Cluster
+from ditto.hdl.config import Config
+from ditto.hdl.engine import task_of
+from ditto.hdl.protocol import Mode, Status
+from ditto.sim.formal import Proof, mutant, prove
+
+CONFIG = Config(
+    clusters=1,
+    lanes=1,
+    columns=1,
+    channels=1,
+    activation_bits=2,
+    digit_bits=3,
+    weight_bits=2,
+    accumulator_bits=8,
+    item_depth=2,
+    positions=2,
+    list_depth=2,
+    weight_rows=2,
+    accumulator_rows=2,
+    layers=2,
+    reference_depth=4,
+)
+
+
+class AnyCluster(Cluster):
+    """A cluster that says anything."""
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for _, member, value in self.signature.flatten(self):
+            if member.flow is Out:
+                value = Value.cast(value)
+                m.d.comb += value.eq(AnyValue("anyseq", len(value)))
+        return m
+
+
+STATES = (
+    *("Idle", "Look up", "Take entry", "Derive", "Judge", "Check", "Report", "Start", "Hear"),
+    *("Walk ahead", "Run", "Learn", "Wait"),
+)
+
+
+class GuardProof(Proof):
+    """What the host may rely on, for one entry, any one; it gets inputs only, or deltas only."""
+
+    def __init__(self, dut: Any, *, far: bool = False) -> None:
+        super().__init__(dut)
+        self.far = far
+
+    def specify(self, m: Module) -> None:
+        dut = self.dut
+        tasks, results = dut.tasks, dut.results
+        self.entry = entry = self.constant(1, "entry")
+        self.by_inputs = by_inputs = self.constant(1, "by_inputs")
+
+        # One task at a time, and the rest only while none is at work.
+        self.task = task = Signal(tasks.payload.shape())
+        self.at_work = at_work = Signal()
+        takes, done = tasks.valid & tasks.ready, results.valid & results.ready
+        with m.If(takes):
+            m.d.sync += [task.eq(tasks.payload), at_work.eq(1)]
+        with m.Elif(done):
+            m.d.sync += at_work.eq(0)
+        self.require((~takes | ~at_work) & (~results.valid | at_work))
+        others = dut.layer_en | dut.forget | dut.decision_en | dut.read_en
+        self.assume(~(others | dut.deltas.valid) | (~at_work & ~tasks.valid))
+        self.assume(~others | ~dut.encoding)
+        self.assume(~(dut.layer_en & dut.forget))
+        self.assume(~tasks.valid | at_work | ~dut.encoding)
+        given = tasks.payload
+        self.assume(Value.cast(given.mode) <= Mode.AUTO.value)
+        self.assume(given.run | (given.entry != entry) | (given.inputs == by_inputs))
+        self.assume(given.run | given.inputs | (given.mode != Mode.AUTO))
+
+        # What is true of the entry, and of the latest tile.
+        self.holds = holds = Signal()  # it has accumulators, which stand for its references
+        self.is_open = is_open = Signal()  # the tile may be run
+        self.own = own = Signal()  # it is one of the entry
+        self.inputs = inputs = Signal()
+        self.held = held = Signal()  # `holds`, when the tile was begun
+        self.wanted = wanted = Signal(Mode)  # its mode, as it was asked for
+        self.launched = launched = Signal()  # the task has begun a run
+        self.state = state = self.internal(4, "dut.fsm_state")
+        m.d.sync += launched.eq(~done & (launched | (state == STATES.index("Run"))))
+        is_own = task.entry == entry
+        ok = results.payload == Status.OK
+        begins, runs = done & ok & ~task.run, done & ok & task.run
+        with m.If(done):
+            m.d.sync += is_open.eq(begins)
+        with m.If(begins):
+            m.d.sync += [
+                own.eq(is_own),
+                inputs.eq(task.inputs),
+                held.eq(holds),
+                wanted.eq(task.mode),
+                holds.eq(holds & ~(is_own & task.inputs)),
+            ]
+        with m.If(done & launched & is_own):
+            # One that is given up has written some accumulators.
+            m.d.sync += holds.eq(ok)
+        with m.If(dut.layer_en):
+            m.d.sync += [is_open.eq(0), holds.eq(holds & (dut.layer_address != entry))]
+        with m.If(dut.forget):
+            m.d.sync += [is_open.eq(0), holds.eq(0)]
+
+        # No difference is taken from references that the accumulators do not stand for.
+        temporal = task.mode == Mode.TEMPORAL
+        self.require(~(begins & is_own & task.inputs & temporal) | holds)
+        mode = dut.counters.mode
+        with m.If(runs):
+            self.require(is_open & (own == is_own) & launched)
+            self.require(mode <= Mode.SPATIAL.value)
+            self.require((task.mode == Mode.AUTO) | (mode == Value.cast(task.mode)))
+            asked = ~inputs | (wanted == Mode.AUTO)
+            self.require(asked | (mode == Value.cast(wanted)))
+            # Since the tile was begun, nothing has changed the accumulators but this run.
+            was_temporal = mode == Mode.TEMPORAL.value
+            self.require(~(is_own & was_temporal) | Mux(by_inputs, held, holds))
+        # A reference becomes what an input of the tile is, and that parts it from accumulators.
+        writes = self.internal(1, "dut.encoder.differencer.references.write_en")
+        self.require(~writes | (is_open & inputs & ~(own & holds)))
+
+        self.cover(done & launched & ~ok)
+        self.cover(writes & own)
+        if self.far:
+            self.cover(begins & is_own & task.inputs & temporal)
+
+    def support(self, m: Module) -> None:
+        dut, task = self.dut, self.task
+        at = {name: self.state == code for code, name in enumerate(STATES)}
+        self.require(self.state < len(STATES))
+        payload = task_of(dut.config)
+        inner = payload(self.internal(payload.size, "dut.task"))
+        tile = payload(self.internal(payload.size, "dut.tile"))
+        mode, tile_mode = self.internal(8, "dut.mode"), self.internal(8, "dut.tile_mode")
+        loaded, blind = self.internal(1, "dut.loaded"), self.internal(1, "dut.blind")
+        takes_inputs = self.internal(1, "dut.encoder.takes_inputs")
+        filled = self.internal(2, "dut.filled").bit_select(self.entry, 1)
+        holds_state = self.internal(1, "dut.holds_state")
+        status = dut.results.payload
+
+        self.require(self.at_work == ~at["Idle"])
+        self.require(at["Idle"] | (inner.as_value() == task.as_value()))
+        is_own = task.entry == self.entry
+        with m.If(self.at_work):
+            self.require(Value.cast(task.mode) <= Mode.AUTO.value)
+            self.require(task.run | ~is_own | (task.inputs == self.by_inputs))
+            self.require(task.run | task.inputs | (task.mode != Mode.AUTO))
+        ok = at["Report"] & (status == Status.OK)
+        learns = at["Learn"] | at["Wait"]
+        self.require(at["Report"] | at["Run"] | (self.launched == learns))
+        self.require(~(at["Run"] | self.launched) | (dut.counters.mode == mode))
+        waiting = Cat(at[n] for n in STATES[: STATES.index("Report")]).any()
+        late = Cat(at[n] for n in STATES[STATES.index("Start") :]).any()
+        ran = (ok & task.run) | learns
+        begun = ok & ~task.run
+        self.require(~(late | self.launched) | task.run)
+        self.require(~ran | (self.launched & (status == Status.OK)))
+
+        # What the engine has done already, and what it will tell of.
+        given_up = at["Report"] & ~ok & self.launched
+        gone = is_own & ((begun & task.inputs) | given_up)
+        self.require(filled == (self.holds | (ran & is_own)) & ~gone)
+        looked_up = ~(at["Idle"] | at["Look up"] | ran | begun | given_up)
+        self.require(~(looked_up & is_own) | (holds_state == filled))
+        self.require(loaded == (waiting & self.is_open) | begun)
+
+        # The tile.
+        self.require(~self.is_open | ~self.own | (self.inputs == self.by_inputs))
+        self.require(~(self.is_open & self.own & self.inputs & self.holds))
+        for there, own, wanted, inputs, held in (
+            (begun, is_own, task.mode, task.inputs, self.holds),
+            (
+                (self.is_open & waiting) | late | ran,
+                *(self.own, self.wanted, self.inputs, self.held),
+            ),
+        ):
+            with m.If(there):
+                self.require((tile.entry == self.entry) == own)
+                self.require((tile.inputs == inputs) & (takes_inputs == inputs))
+                self.require(Value.cast(tile.mode) == Value.cast(wanted))
+                self.require(~own | (blind == ~held))
+                self.require(tile_mode <= Mode.SPATIAL.value)
+                self.require((wanted == Mode.AUTO) | (tile_mode == Value.cast(wanted)))
+                self.require(inputs | (wanted != Mode.AUTO))
+                is_temporal = tile_mode == Mode.TEMPORAL.value
+                self.require(~(own & inputs & is_temporal) | held)
+        with m.If(late | ran):
+            self.require(self.is_open & (self.own == is_own))
+            self.require(mode <= Mode.SPATIAL.value)
+            self.require(~self.inputs | (mode == tile_mode))
+            self.require((task.mode == Mode.AUTO) | (mode == Value.cast(task.mode)))
+            by_deltas = is_own & ~self.inputs & (mode == Mode.TEMPORAL.value)
+            self.require(~by_deltas | self.holds)
+
+        # What is under way to the references.
+        differencer = "dut.encoder.differencer"
+        stages = [self.internal(1, f"{differencer}.full_{stage}") for stage in range(1, 5)]
+        moving = Cat(stages).any() | self.internal(1, f"{differencer}.emits")
+        self.require(~moving | (at["Idle"] & self.is_open & self.inputs & takes_inputs))
+
+
+@pytest.fixture(autouse=True)
+def clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "Cluster", AnyCluster)
+
+
+INPUTS_NEED_STATE = "with m.If(task.inputs & (mode == Mode.TEMPORAL) & ~holds_state):"
+
+
+def guard_of(module: ModuleType, *, far: bool = False) -> GuardProof:
+    return GuardProof(module.Engine(CONFIG), far=far)
+
+
+def test_guard(holds: Any) -> None:
+    holds(lambda: guard_of(engine), 3, reach=24)
+
+
+@pytest.mark.long
+def test_guard_lets_differences_through(holds: Any) -> None:
+    # After a dense run.
+    holds(lambda: guard_of(engine, far=True), 3, reach=34, timeout=900)
+
+
+def broken(old: str, new: str) -> ModuleType:
+    module = mutant("ditto.hdl.engine", old, new)
+    module.Cluster = AnyCluster  # type: ignore[attr-defined]
+    return module
+
+
+def test_guard_with_a_defect(refutes: Any) -> None:
+    module = broken(INPUTS_NEED_STATE, "with m.If(0):")
+    refutes(lambda: guard_of(module), 10)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (INPUTS_NEED_STATE, "with m.If(0):"),
+        ("m.d.sync += filled.eq(filled & ~task_bit)", "m.d.sync += filled.eq(filled)"),
+        ("m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]", "m.d.sync += running.eq(0)"),
+        (
+            "m.d.sync += [filled.eq(filled & ~written_bit), loaded.eq(0)]",
+            "m.d.sync += loaded.eq(0)",
+        ),
+        ("m.d.sync += [filled.eq(0), loaded.eq(0)]", "m.d.sync += loaded.eq(0)"),
+        ("m.d.sync += loaded.eq(0)\n                    m.next", "m.next"),
+        ("is_other |= tile.inputs & (Value.cast(mode) != Value.cast(tile_mode))", ""),
+        ("(tile.entry != task.entry)", "(tile.run != task.run)"),
+        ("encoder.open.eq(loaded)", "encoder.open.eq(1)"),
+    ],
+)
+def test_guard_is_not_proven_with_a_defect(old: str, new: str) -> None:
+    # The runs in which these do harm are too long to be found: two tiles and a run.
+    module = broken(old, new)
+    assert prove(guard_of(module), "prove", 3).status != "pass"
