@@ -256,7 +256,7 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
-        note="The array has four of the eight multiplier blocks, here and on the iCESugar: a word of "
+        note="The array has four of eight multiplier blocks, here and on the iCESugar: a word of "
         "weights and a work item come from the four single-port memories of 16 bits in each cycle, "
         "which is enough for six columns of 8 bits or eight of 6, but what is left of the logic "
         "cells is not.",
