@@ -150,7 +150,7 @@ _UP5K = Config(
     lanes=1,
     columns=4,
     digit_bits=9,
-    accumulator_bits=24,
+    accumulator_bits=22,
     weight_rows=16384,
     accumulator_rows=256,
     item_depth=4096,
@@ -256,7 +256,7 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
-        note="Four of the eight multiplier blocks are used, here and on the iCESugar: a word of "
+        note="The array has four of eight multiplier blocks, here and on the iCESugar: a word of "
         "weights and a work item come from the four single-port memories of 16 bits in each cycle, "
         "which is enough for six columns of 8 bits or eight of 6, but what is left of the logic "
         "cells is not.",

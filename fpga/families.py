@@ -92,9 +92,10 @@ ICE40 = Family(
     clock=Ice40Clock,
     # Yosys drops the top bit of the lanes' sums, and then does not take what is left of their
     # initial value into a multiplier block. Nothing depends on it. The FPGA is full: fewer LUTs are
-    # worth more than paths (in ps, without the wires) that are shorter than the clock needs.
+    # worth more than paths (in ps, without the wires) that are shorter than the clock needs. The
+    # eight flip-flops of a tile share an enable: one of few would leave the rest of a tile unused.
     synthesis="setattr -unset init */w:total; scratchpad -set abc9.D 30000; "
-    "scratchpad -copy abc9.script.flow3 abc9.script; synth_ice40 -device u -dsp",
+    "scratchpad -copy abc9.script.flow3 abc9.script; synth_ice40 -device u -dsp -dffe_min_ce_use 4",
     nextpnr="nextpnr-ice40",
     constraints="top.pcf",
     routed="top.asc",

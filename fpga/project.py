@@ -10,6 +10,7 @@ from ditto.fpga.generate import builtin_yosys
 from ditto.fpga.overlay import overlay_files
 from ditto.fpga.top import BoardTop
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import NO_BUILD
 from ditto.host.output import OutputFile
 
 __all__ = ["write"]
@@ -60,7 +61,7 @@ def write(
     board.check_rates(**rates)
     files: dict[str, bytes] = {}
     # The device reports a hash of itself, but for this hash.
-    build = bytes(8)
+    build = NO_BUILD
     for _ in range(2):
         top = BoardTop(board, config, **rates, build=build)
         with builtin_yosys():
@@ -76,7 +77,8 @@ def write(
             if not name.endswith((".debug.v", ".json"))
         }
         everything = b"\0".join(files[name] for name in sorted(files))
-        build = build if any(build) else hashlib.sha256(everything).digest()[:8]
+        if build == NO_BUILD:
+            build = hashlib.sha256(everything).digest()[: len(NO_BUILD)]
     facts = {
         "board": name,
         "title": board.title,
