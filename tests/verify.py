@@ -506,7 +506,9 @@ def main() -> None:
     for name in names:
         if name not in PARTS:
             parser.error(f"there is no part {name!r}; choose from {', '.join(PARTS)}")
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"parts": {}}
+    results: dict[str, Any] = {"parts": {}}
+    if RESULTS.exists():
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM"))
 
     def write() -> None:

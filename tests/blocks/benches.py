@@ -22,10 +22,11 @@ from ditto.hdl.top import Top
 from ditto.sim.cocotb_runner import run_cocotb
 
 sys.path.append(str(Path(__file__).parents[1] / "cocotb"))
-from test_cocotb_blocks import CONFIGS, CORE  # noqa: E402  # pyright: ignore[reportMissingImports]
+import test_cocotb_blocks as default  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 __all__ = ["CONFIGS", "COVERED", "TABLE", "Bench"]
 
+CONFIGS: dict[str, dict[str, Any]] = default.CONFIGS
 CONFIG = CONFIGS["odd"]
 SMALL = CONFIG | dict(clusters=2, columns=3)
 
@@ -110,7 +111,7 @@ TABLE = {
         "core",
         {"commands": 50, "resets": 2},
         {"command machine": "command.*"},
-        SMALL | CORE["odd"],
+        SMALL | default.CORE["odd"],
     ),
 }
 # Its clock and its reset have AXI's names, so that it has neither mutants nor a dirty power-up.

@@ -259,7 +259,7 @@ def test_an_answer_that_is_no_counters(length: int) -> None:
 def test_accumulators_of_another_length() -> None:
     board = GoldenBoard(CONFIG)
     device = device_of(board)
-    board._execute = lambda *_: bytes(7)
+    board._execute = lambda header, data: bytes(7)
     word = (5 * CONFIG.accumulator_bits + 7) // 8
     wanted = f"READ of {CONFIG.clusters} x 2 words with 7 bytes instead of "
     with pytest.raises(DeviceError, match=f"{wanted}{CONFIG.clusters * 2 * word};"):
