@@ -6,7 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
-__all__ = ["Config", "ConfigError", "MemoryUse", "Multiplier", "demo"]
+__all__ = ["DECISION_WORDS", "Config", "ConfigError", "MemoryUse", "Multiplier", "demo"]
+
+DECISION_WORDS = 4
+"""Words of 32 bits that the table of decisions has for each of them: a
+:class:`ditto.hdl.protocol.Decision`, and a count by mode."""
 
 
 class ConfigError(ValueError):
@@ -266,9 +270,6 @@ class Config:
     @property
     def decision_words(self) -> int:
         """Words of the table of decisions, which has as many as there are layer-table entries."""
-        # Whoever asks for help on a command needs no Amaranth.
-        from ditto.hdl.protocol import DECISION_WORDS
-
         return DECISION_WORDS * self.layers
 
     @staticmethod

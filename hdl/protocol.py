@@ -35,6 +35,8 @@ from typing import NamedTuple
 from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data, enum
 
+from ditto.hdl.config import DECISION_WORDS
+
 __all__ = [
     "COUNTERS",
     "COUNT_BITS",
@@ -73,9 +75,6 @@ NO_BUILD = bytes(8)
 
 COUNT_BITS = 24
 """Width of the counts in the table of decisions; they wrap around."""
-
-DECISION_WORDS = 4
-"""Words of 32 bits of a decision: a :class:`Decision`, then a count for each mode of a run."""
 
 ESCAPE = 0x80
 """Byte of a delta stream that announces a delta of two bytes; see :attr:`Space.DELTAS`."""

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -213,15 +212,9 @@ def test_features_are_finite() -> None:
         assert np.isfinite([*speed_features(config).values()]).all()
 
 
-def test_an_estimate_takes_less_than_a_second() -> None:
+def test_an_estimate_needs_nothing_heavy() -> None:
     code = (
-        "import sys, time; start = time.monotonic(); "
-        "from ditto.fpga.estimate import estimate; from ditto.hdl.config import demo; "
-        "estimate(demo); print(time.monotonic() - start); "
-        "assert not {'numpy', 'amaranth', 'onnx'} & set(sys.modules)"
+        "import sys; from ditto.fpga.estimate import estimate; from ditto.hdl.config import demo; "
+        "estimate(demo); assert not {'numpy', 'amaranth', 'onnx'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1
-    start = time.monotonic()
-    estimate(demo)
-    assert time.monotonic() - start < 1
+    subprocess.run([sys.executable, "-c", code], check=True)
