@@ -25,6 +25,7 @@ from ditto.sim.board import SimulatedBoard
 from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
+from ditto.sim.spatial import stretched
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
 
 __all__ = ["CONFIG", "HARSH", "REFERENCES", "Clock", "Tally", "counted_time", "disturb"]
@@ -238,15 +239,17 @@ def _work(
             work.load(accelerator, entry)
         shape = work.entry["positions"], work.entry["channels"]
         by_inputs = math.prod(shape) <= golden.config.reference_depth and rng.random() < 0.7
-        for mode in (Mode.DENSE, Mode.TEMPORAL, Mode.TEMPORAL):
-            deltas = random_deltas(numbers, golden.config, work.entry, rng.choice(DELTAS))
+        third = Mode.SPATIAL if work.entry["spatial"] else Mode.DENSE
+        for mode in (Mode.DENSE, Mode.TEMPORAL, third, Mode.TEMPORAL):
+            walked = stretched(work.entry) if mode is Mode.SPATIAL else work.entry
+            deltas = random_deltas(numbers, golden.config, walked, rng.choice(DELTAS))
             inputs = numbers.integers(-128, 128, shape)
             seen = []
             for accelerator in (golden, device):
                 if by_inputs:
                     accelerator.write_inputs(entry, inputs, mode)
                 else:
-                    accelerator.write_deltas(entry, deltas)
+                    accelerator.write_deltas(entry, deltas, mode)
                 counters = accelerator.run(entry, mode)._replace(stall_link=0)
                 words = accelerator.read_accumulators(base, work.rows)
                 # Words that the run does not fill hold what came before.

@@ -71,7 +71,8 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
     """Make a random layer that fits a device, with at most ``rows`` output rows.
 
     Kernels, strides, paddings and dilations vary, also from axis to axis, and so do the shares of
-    the clusters. It may be spatial if its lines with their margins fit.
+    the clusters. It may be spatial if its lines with their margins fit, and its neighbours on a
+    device that takes differences itself.
 
     Raises
     ------
@@ -128,7 +129,9 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
         entry |= {"margin": margin, "lead": lead}
         positions = stretched(entry)["positions"]
         fits = positions <= min(config.positions, config.item_depth // channels // config.digits)
-        entry["spatial"] = int(fits)
+        ring = min(split * entry["stride_x"], entry["in_width"]) * channels
+        has_room = not config.reference_depth or ring <= config.neighbour_depth
+        entry["spatial"] = int(fits and has_room)
         weights = random_weights(rng, config, (config.clusters, weight_rows, config.columns))
         return Workload(entry, weights)
     raise ValueError(f"no layer of at most {rows} rows fits {config}")

@@ -75,7 +75,7 @@ def test_any_sample_in_a_state(entry: dict[str, Any]) -> None:
 
 
 def test_a_target_that_fails_is_noticed(tmp_path: Path) -> None:
-    options = FUZZ.argparse.Namespace(runs=30, seed=1, atheris=False, keep=None)
+    options = FUZZ.argparse.Namespace(runs=30, seconds=60, seed=1, atheris=False, keep=None)
     assert FUZZ.run("frames", options)["ok"]
     code = RUN.read_text(encoding="utf-8").replace("assert 0 < len(body) <= 60", "assert False")
     changed = tmp_path / "run.py"

@@ -140,7 +140,7 @@ def test_spatial_cycles_are_those_of_their_rows(
 @pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
 def test_comparison(recording: Recording, memory: Any) -> None:
     found = compare(recording, memory)
-    assert set(found) == set(PLAYERS)
+    assert set(found) == set(PLAYERS) - (set() if memory.name == "chip" else {"table"})
     totals = {name: own["cycles"] + own["stall_memory"] for name, own in found.items()}
     for name, own in found.items():
         assert totals["oracle"] <= totals[name]
