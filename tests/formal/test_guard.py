@@ -46,7 +46,7 @@ class AnyCluster(Cluster):
         for _, member, value in self.signature.flatten(self):
             if member.flow is Out:
                 value = Value.cast(value)
-                m.d.comb += value.eq(AnyValue("anyseq", len(value)))
+                m.d.comb += value.eq(AnyValue("anyseq", len(value)))  # pyright: ignore[reportCallIssue]
         return m
 
 
@@ -70,7 +70,8 @@ class GuardProof(Proof):
         self.by_inputs = by_inputs = self.constant(1, "by_inputs")
 
         # One task at a time, and the rest only while none is at work.
-        self.task = task = Signal(tasks.payload.shape())
+        task: Any = Signal(tasks.payload.shape())
+        self.task = task
         self.at_work = at_work = Signal()
         takes, done = tasks.valid & tasks.ready, results.valid & results.ready
         with m.If(takes):
@@ -142,7 +143,8 @@ class GuardProof(Proof):
             self.cover(begins & is_own & task.inputs & temporal)
 
     def support(self, m: Module) -> None:
-        dut, task = self.dut, self.task
+        dut = self.dut
+        task: Any = self.task
         at = {name: self.state == code for code, name in enumerate(STATES)}
         self.require(self.state < len(STATES))
         payload = task_of(dut.config)
