@@ -70,7 +70,8 @@ class GuardProof(Proof):
         self.by_inputs = by_inputs = self.constant(1, "by_inputs")
 
         # One task at a time, and the rest only while none is at work.
-        self.task = task = Signal(tasks.payload.shape())
+        self.task: Any = Signal(tasks.payload.shape())
+        task = self.task
         self.at_work = at_work = Signal()
         takes, done = tasks.valid & tasks.ready, results.valid & results.ready
         with m.If(takes):
@@ -146,8 +147,8 @@ class GuardProof(Proof):
         at = {name: self.state == code for code, name in enumerate(STATES)}
         self.require(self.state < len(STATES))
         payload = task_of(dut.config)
-        inner = payload(self.internal(payload.size, "dut.task"))
-        tile = payload(self.internal(payload.size, "dut.tile"))
+        inner: Any = payload(self.internal(payload.size, "dut.task"))
+        tile: Any = payload(self.internal(payload.size, "dut.tile"))
         mode, tile_mode = self.internal(8, "dut.mode"), self.internal(8, "dut.tile_mode")
         loaded, blind = self.internal(1, "dut.loaded"), self.internal(1, "dut.blind")
         takes_inputs = self.internal(1, "dut.encoder.takes_inputs")
