@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib.data import View
 
 from ditto.hdl import decisions
 from ditto.hdl.config import Config
@@ -36,11 +35,12 @@ class DecisionTableProof(Proof):
         places = [Cat(Const(at, 2), one) for at in range(DECISION_WORDS)]
         self.words = words = [Signal(32, name=f"word_{at}") for at in range(DECISION_WORDS)]
         m.d.comb += [word.eq(Array(held)[place]) for word, place in zip(words, places, strict=True)]
-        self.first = first = View(Decision, words[0])
+        self.first: Any = Decision(words[0])
+        first = self.first
         self.assume(Value.cast(dut.mode) <= Mode.SPATIAL.value)
 
         # One thing at a time. What is learned has been there for some cycles, and stays.
-        things = Cat(dut.learn, dut.forget, dut.write_en, dut.reads)
+        things: Any = Cat(dut.learn, dut.forget, dut.write_en, dut.reads)
         given = Cat(dut.number, Value.cast(dut.mode), dut.blind, dut.decides, dut.cycles)
         given = Cat(given, Value.cast(dut.digits))
         self.before_given = before_given = Signal.like(given)
@@ -78,7 +78,8 @@ class DecisionTableProof(Proof):
                 decides.eq(dut.decides),
                 blind.eq(dut.blind | first.blind),
             ]
-        self.was = was = View(Decision, before[0])
+        self.was: Any = Decision(before[0])
+        was = self.was
         is_adaptive, is_defo = was.rule == Rule.ADAPTIVE, was.rule == Rule.DEFO
         self.kept = kept = Cat(words) == Cat(before)
         settled = known & ~dut.busy
@@ -129,7 +130,7 @@ class DecisionTableProof(Proof):
         self.require(state < len(STATES))
         place, walk = self.internal(2, "dut.place"), self.internal(3, "dut.walk")
         judges, next_mode = self.internal(1, "dut.judges"), self.internal(2, "dut.next_mode")
-        known = View(Decision, self.internal(32, "dut.known"))
+        known: Any = Decision(self.internal(32, "dut.known"))
         data = self.internal(32, "dut.r__data")
         self.require((self.rests == 0) | ((place == 0) & at["Idle"]))
         number_before = self.before_given[: len(dut.number)]

@@ -46,7 +46,7 @@ class AnyCluster(Cluster):
         for _, member, value in self.signature.flatten(self):
             if member.flow is Out:
                 value = Value.cast(value)
-                m.d.comb += value.eq(AnyValue("anyseq", len(value)))  # pyright: ignore[reportCallIssue]
+                m.d.comb += value.eq(AnyValue("anyseq", len(value)))
         return m
 
 
@@ -70,8 +70,8 @@ class GuardProof(Proof):
         self.by_inputs = by_inputs = self.constant(1, "by_inputs")
 
         # One task at a time, and the rest only while none is at work.
-        task: Any = Signal(tasks.payload.shape())
-        self.task = task
+        self.task: Any = Signal(tasks.payload.shape())
+        task = self.task
         self.at_work = at_work = Signal()
         takes, done = tasks.valid & tasks.ready, results.valid & results.ready
         with m.If(takes):
@@ -143,13 +143,12 @@ class GuardProof(Proof):
             self.cover(begins & is_own & task.inputs & temporal)
 
     def support(self, m: Module) -> None:
-        dut = self.dut
-        task: Any = self.task
+        dut, task = self.dut, self.task
         at = {name: self.state == code for code, name in enumerate(STATES)}
         self.require(self.state < len(STATES))
         payload = task_of(dut.config)
-        inner = payload(self.internal(payload.size, "dut.task"))
-        tile = payload(self.internal(payload.size, "dut.tile"))
+        inner: Any = payload(self.internal(payload.size, "dut.task"))
+        tile: Any = payload(self.internal(payload.size, "dut.tile"))
         mode, tile_mode = self.internal(8, "dut.mode"), self.internal(8, "dut.tile_mode")
         loaded, blind = self.internal(1, "dut.loaded"), self.internal(1, "dut.blind")
         takes_inputs = self.internal(1, "dut.encoder.takes_inputs")
