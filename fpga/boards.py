@@ -171,7 +171,7 @@ _SLOW_NOTE = (
     "The rate of the serial line is that of other designs for this bridge: no source was found for "
     "a faster one. Try `--baud 1000000`, with `ditto build` and with the driver."
 )
-_GW1N9 = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
+_GOWIN_SMALL = replace(_SMALL, lanes=1, columns=8, weight_rows=1024)
 
 BOARDS: Mapping[str, Board] = {
     "ulx3s-12f": _ulx3s("12F", _SMALL),
@@ -280,7 +280,7 @@ BOARDS: Mapping[str, Board] = {
         frequency=54_000_000,
         baud=3_000_000,
         bridge="BL702",
-        config=_GW1N9,
+        config=replace(_GOWIN_SMALL, columns=4),  # with eight, placing takes many minutes
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano9k"),
         note=_BL702_NOTE,
@@ -292,7 +292,7 @@ BOARDS: Mapping[str, Board] = {
         frequency=81_000_000,
         baud=3_000_000,
         bridge="BL702",
-        config=_GW1N9,
+        config=_GOWIN_SMALL,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangprimer20k"),
         note=_BL702_NOTE,
@@ -304,7 +304,7 @@ BOARDS: Mapping[str, Board] = {
         frequency=81_000_000,
         baud=115_200,
         bridge="BL616",
-        config=_GW1N9,
+        config=_GOWIN_SMALL,
         leds=("led/0", "led/1", "led/2"),
         loader=("-b", "tangnano20k"),
         note="With firmware 2024122312 of the bridge, rates are wrong by four: [update it]"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib.data import View
 
 from ditto.hdl import decisions
 from ditto.hdl.config import Config
@@ -35,7 +36,7 @@ class DecisionTableProof(Proof):
         places = [Cat(Const(at, 2), one) for at in range(DECISION_WORDS)]
         self.words = words = [Signal(32, name=f"word_{at}") for at in range(DECISION_WORDS)]
         m.d.comb += [word.eq(Array(held)[place]) for word, place in zip(words, places, strict=True)]
-        self.first: Any = Decision(words[0])
+        self.first: Any = View(Decision, words[0])
         first = self.first
         self.assume(Value.cast(dut.mode) <= Mode.SPATIAL.value)
 
@@ -78,7 +79,7 @@ class DecisionTableProof(Proof):
                 decides.eq(dut.decides),
                 blind.eq(dut.blind | first.blind),
             ]
-        self.was: Any = Decision(before[0])
+        self.was: Any = View(Decision, before[0])
         was = self.was
         is_adaptive, is_defo = was.rule == Rule.ADAPTIVE, was.rule == Rule.DEFO
         self.kept = kept = Cat(words) == Cat(before)
@@ -130,7 +131,7 @@ class DecisionTableProof(Proof):
         self.require(state < len(STATES))
         place, walk = self.internal(2, "dut.place"), self.internal(3, "dut.walk")
         judges, next_mode = self.internal(1, "dut.judges"), self.internal(2, "dut.next_mode")
-        known: Any = Decision(self.internal(32, "dut.known"))
+        known: Any = View(Decision, self.internal(32, "dut.known"))
         data = self.internal(32, "dut.r__data")
         self.require((self.rests == 0) | ((place == 0) & at["Idle"]))
         number_before = self.before_given[: len(dut.number)]

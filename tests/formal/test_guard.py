@@ -46,7 +46,7 @@ class AnyCluster(Cluster):
         for _, member, value in self.signature.flatten(self):
             if member.flow is Out:
                 value = Value.cast(value)
-                m.d.comb += value.eq(AnyValue("anyseq", len(value)))
+                m.d.comb += value.eq(AnyValue("anyseq", len(value)))  # pyright: ignore[reportCallIssue]
         return m
 
 
