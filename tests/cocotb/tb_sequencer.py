@@ -160,6 +160,11 @@ class Bench:
         self.entry_layout, self.row_layout = entry_of(CONFIG), row_of(CONFIG)
         idle(dut, Sequencer(CONFIG))
 
+    async def start(self) -> None:
+        """Reset; a sequencer has none of its own, and whoever has resets it stops it."""
+        await start(self.dut)
+        await pulse(self.dut, "stop")
+
     async def run(self, entry: dict[str, int], *, longest: int, stop_at: int | None = None) -> None:
         """Run an entry, up to the cycle ``stop_at``.
 
@@ -269,7 +274,7 @@ def random_entry() -> dict[str, int]:
 @cocotb.parametrize(longest=[2, 5, 60])
 async def rows_are_the_taps(dut: Any, longest: int) -> None:
     bench = Bench(dut)
-    await start(dut)
+    await bench.start()
     for _ in range(RUNS):
         await bench.run(random_entry(), longest=longest)
 
@@ -277,7 +282,7 @@ async def rows_are_the_taps(dut: Any, longest: int) -> None:
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 async def a_run_ends_anywhere(dut: Any) -> None:
     bench = Bench(dut)
-    await start(dut)
+    await bench.start()
     for _ in range(2 * RUNS):
         await bench.run(random_entry(), longest=12, stop_at=random.choice([1, 2, 3, 4, 10, 40]))
         await bench.run(random_entry(), longest=12, stop_at=random.randint(1, 60))
@@ -288,7 +293,7 @@ async def a_run_ends_anywhere(dut: Any) -> None:
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 async def an_entry_with_more_rows_than_words_overruns(dut: Any) -> None:
     bench = Bench(dut)
-    await start(dut)
+    await bench.start()
     entry = wild_entry() | {"tiles": CONFIG.accumulator_rows, "weight_base": 0}
     entry |= {"out_height": 2, "out_width": 2, "split": 1, "skew": 0}
     dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
