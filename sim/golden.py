@@ -360,6 +360,7 @@ class Golden:
         self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
         self._check(mode is not Mode.TEMPORAL or has_state, Status.NO_STATE, f"layer {entry}")
         self._filled.discard(entry)
+        self._mode = mode
         base = layer["reference_base"]
         references = self._references[base : base + room(layer, self.config)].copy()
         self._tile = _Tile(
@@ -424,7 +425,6 @@ class Golden:
             is_ready = begun.entry == entry and begun.is_whole and begun.mode is mode
             self._check(is_ready, Status.NO_DELTAS, f"layer {entry}")
             self._deltas = begun.differences.deltas.reshape(-1, layer["channels"])
-            self._mode = mode
         elif mode is Mode.AUTO:
             mode = self._mode
         deltas, self._deltas = self._deltas, None

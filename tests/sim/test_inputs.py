@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -177,6 +177,11 @@ class Steps:
         min_size=10,
         max_size=40,
     ),
+)
+@example(
+    # A run without a tile is one in the mode of the last tile that has begun.
+    seed=483,
+    moves=[("tile", 0, Mode.SPATIAL), ("cut", 0, Mode.DENSE), ("tile", 2, Mode.TEMPORAL)],
 )
 def test_any_steps(board: SimulatedBoard, seed: int, moves: list[tuple[str, int, Mode]]) -> None:
     board.reset()
