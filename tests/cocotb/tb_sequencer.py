@@ -90,8 +90,9 @@ def wild_entry() -> dict[str, int]:
         channels, tiles = random.randint(1, CONFIG.channels), random.randint(1, 3)
         out = random.randint(1, 5), random.randint(1, 5)
         room = CONFIG.weight_rows - tiles * kernel[0] * kernel[1] * channels
+        most = min(CONFIG.positions, CONFIG.item_depth // channels // CONFIG.digits)
         if (
-            height * width <= min(CONFIG.positions, CONFIG.item_depth // channels // CONFIG.digits)
+            height * width <= most
             and kernel[0] * kernel[1] <= CONFIG.list_depth
             and room >= 0
             and tiles * out[0] * out[1] <= CONFIG.accumulator_rows
@@ -118,7 +119,7 @@ def wild_entry() -> dict[str, int]:
         "accumulator_base": 0,
         "split": split,
         "skew": random.randrange(split),
-        "margin": random.randint(0, max(CONFIG.positions // height - width, 0)) % 16,
+        "margin": random.randint(0, min(most // height - width, 15)),
         "lead": random.choice([0, 0, 1, 2, random.randint(0, 15)]),
     }
 
