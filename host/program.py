@@ -15,7 +15,7 @@ from ditto.host.layers import Layer, Linear, Product
 from ditto.host.lowering import Lowered, lower, windows
 from ditto.host.narrow import Rest, narrow_layer
 from ditto.sim.golden import shares
-from ditto.sim.spatial import edges, may_be_spatial, stretched
+from ditto.sim.spatial import edges, has_room, may_be_spatial
 
 __all__ = ["Band", "Part", "Placement", "PlacementError", "Program", "suggest"]
 
@@ -347,8 +347,6 @@ class Program:
             # Inputs become signed numbers where they are not.
             "zero_point": layer.zero_point - (0 if is_signed else layer.low + half) & 0xFF,
         }
-        ring = min(entry["split"] * entry["stride_x"], entry["in_width"]) * entry["channels"]
-        entry["spatial"] &= ring <= self.config.neighbour_depth
         _check_fields(layer, entry)
         self.references += entry["positions"] * entry["channels"]
         return band._replace(entry=entry, takes_inputs=True)
@@ -376,11 +374,9 @@ class Program:
         """Return what makes an entry spatial, if its lines fit with what is behind them."""
         margin, lead = edges(entry)
         spatial = {"spatial": 1, "margin": margin, "lead": lead}
-        positions = stretched(entry | spatial)["positions"]
-        items = positions * entry["channels"] * self.config.digits
-        fits = positions <= self.config.positions and items <= self.config.item_depth
-        is_possible = max(margin, lead) < 16 and may_be_spatial(entry | spatial)
-        return spatial if fits and is_possible else {}
+        whole = entry | spatial
+        is_possible = max(margin, lead) < 16 and may_be_spatial(whole)
+        return spatial if is_possible and has_room(whole, self.config) else {}
 
     def _bands(self, plan: _Plan, weight_base: int) -> list[Band]:
         layer = plan.lowered.layer

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import Mode
+from ditto.sim.spatial import ring
 
 __all__ = ["Differences", "room", "take"]
 
@@ -36,8 +37,7 @@ def room(entry: dict[str, int], config: Config) -> int:
     channels, width = entry["channels"], entry["in_width"]
     count = entry["in_height"] * width * channels
     count = min(count, max(config.reference_depth - entry["reference_base"], 0))
-    ring = min(entry["split"] * entry["stride_x"], width) * channels
-    if entry["spatial"] and ring > config.neighbour_depth:
+    if entry["spatial"] and ring(entry) > config.neighbour_depth:
         count = min(count, config.neighbour_depth)
     return count
 

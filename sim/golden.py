@@ -319,8 +319,7 @@ class Golden:
         """
         deltas = np.asarray(deltas, dtype=np.int64)
         self._check(entry < self.config.layers, Status.BAD_ADDRESS, f"layer {entry}")
-        is_possible = mode is not Mode.SPATIAL or may_be_spatial(self._layers[entry])
-        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
+        self._check_spatial(entry, mode)
         self._deltas, self._tile = deltas, None
         self._mode = mode
 
@@ -355,9 +354,8 @@ class Golden:
         if is_auto:
             mode = self.decisions.mode(layer["decision"], has_state)
         self._deltas = self._tile = None
-        is_possible = mode is not Mode.SPATIAL or may_be_spatial(layer)
-        is_possible &= mode is not Mode.AUTO
-        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
+        self._check(mode is not Mode.AUTO, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
+        self._check_spatial(entry, mode)
         self._check(mode is not Mode.TEMPORAL or has_state, Status.NO_STATE, f"layer {entry}")
         self._filled.discard(entry)
         self._mode = mode
@@ -429,8 +427,7 @@ class Golden:
             mode = self._mode
         deltas, self._deltas = self._deltas, None
         is_spatial = mode is Mode.SPATIAL
-        is_possible = not is_spatial or may_be_spatial(layer)
-        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
+        self._check_spatial(entry, mode)
         walked, lead = (stretched(layer), layer["lead"]) if is_spatial else (layer, 0)
         shape = (walked["positions"], layer["channels"])
         is_other = is_spatial != (self._mode is Mode.SPATIAL)
@@ -515,6 +512,11 @@ class Golden:
             stall_cluster=config.lanes * (config.clusters * cycles - sum(each)),
             mode=mode.value,
         )
+
+    def _check_spatial(self, entry: int, mode: Mode) -> None:
+        """Refuse a spatial run of an entry that cannot have one."""
+        is_possible = mode is not Mode.SPATIAL or may_be_spatial(self._layers[entry])
+        self._check(is_possible, Status.BAD_LAYER, f"layer {entry}, {mode.name}")
 
     @staticmethod
     def _check(condition: bool, status: Status, detail: str) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ditto.hdl.config import Config
 from ditto.hdl.protocol import MOST_LEAD
 
-__all__ = ["carried", "edges", "may_be_spatial", "spatial", "stretched"]
+__all__ = ["carried", "edges", "has_room", "may_be_spatial", "ring", "spatial", "stretched"]
 
 
 def may_be_spatial(entry: dict[str, int]) -> bool:
@@ -30,6 +31,27 @@ def may_be_spatial(entry: dict[str, int]) -> bool:
     """
     lead_x = entry["lead"] * entry["split"] * entry["stride_x"]
     return bool(entry["spatial"]) and lead_x <= MOST_LEAD
+
+
+def ring(entry: dict[str, int]) -> int:
+    """Return how many latest inputs of an entry spatial differences need."""
+    return min(entry["split"] * entry["stride_x"], entry["in_width"]) * entry["channels"]
+
+
+def has_room(entry: dict[str, int], config: Config) -> bool:
+    """Whether a device has room for the lines of an entry with their margins, and its neighbours.
+
+    Parameters
+    ----------
+    entry
+        Fields of a :class:`~ditto.hdl.protocol.LayerEntry`.
+    config
+        The device. One without a reference buffer holds no neighbours and needs none.
+    """
+    positions = stretched(entry)["positions"]
+    items = positions * entry["channels"] * config.digits
+    fits = positions <= config.positions and items <= config.item_depth
+    return fits and (not config.reference_depth or ring(entry) <= config.neighbour_depth)
 
 
 def edges(entry: dict[str, int]) -> tuple[int, int]:

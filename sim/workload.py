@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ditto.hdl.config import Config
 from ditto.sim.golden import shares
-from ditto.sim.spatial import edges, stretched
+from ditto.sim.spatial import edges, has_room
 
 __all__ = [
     "DELTAS",
@@ -127,11 +127,7 @@ def random_workload(rng: np.random.Generator, config: Config, *, rows: int = 200
         }
         margin, lead = edges(entry)
         entry |= {"margin": margin, "lead": lead}
-        positions = stretched(entry)["positions"]
-        fits = positions <= min(config.positions, config.item_depth // channels // config.digits)
-        ring = min(split * entry["stride_x"], entry["in_width"]) * channels
-        has_room = not config.reference_depth or ring <= config.neighbour_depth
-        entry["spatial"] = int(fits and has_room)
+        entry["spatial"] = int(has_room(entry, config))
         weights = random_weights(rng, config, (config.clusters, weight_rows, config.columns))
         return Workload(entry, weights)
     raise ValueError(f"no layer of at most {rows} rows fits {config}")
