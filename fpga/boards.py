@@ -148,7 +148,7 @@ _WITH_PROCESSOR = (
 _UP5K = Config(
     clusters=1,
     lanes=1,
-    columns=4,
+    columns=6,
     digit_bits=9,
     accumulator_bits=22,
     weight_rows=16384,
@@ -256,10 +256,9 @@ BOARDS: Mapping[str, Board] = {
         config=_UP5K,
         leds=("led_g/0", "led_r/0"),
         loader=("-b", "ice40_generic"),
-        note="The array has four of eight multiplier blocks, here and on the iCESugar: a word of "
-        "weights and a work item come from the four single-port memories of 16 bits in each cycle, "
-        "which is enough for six columns of 8 bits or eight of 6, but what is left of the logic "
-        "cells is not.",
+        note="Here and on the iCESugar, the array has six of the eight multiplier blocks, and the "
+        "engine one: in each cycle a word of weights and a work item come from the four "
+        "single-port memories of 16 bits, which is enough for six columns of 8 bits.",
         is_simulated_as_netlist=True,
     ),
     "icesugar": Board(

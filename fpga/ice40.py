@@ -29,7 +29,7 @@ __all__ = ["Ice40"]
 _BLOCK_WORD, _BLOCK_DEPTH = 16, 256
 _SINGLE_WORD, _SINGLE_DEPTH = 16, 1 << 14
 
-_OF_INPUTS = {"lead", "decides", "reserved", "zero_point", "threshold", "reference_base"}
+_OF_INPUTS = {"decides", "reserved", "decision", "zero_point", "threshold", "reference_base"}
 """Fields of the layer table that only a device reads which takes differences itself."""
 
 

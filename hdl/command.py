@@ -75,9 +75,16 @@ class CommandMachine(wiring.Component):
         header = Signal(CommandHeader, reset_less=True)
         status = Signal(Status)
 
+        # Headers are compared with that of the last command in sequence by the byte, as they come.
+        # They are kept in turn in the halves of a memory; a command in sequence keeps its half.
         session = Signal()
-        last = Signal(CommandHeader, reset_less=True)  # of the last one that was in sequence
+        sequence = Signal(16, reset_less=True)  # of the last command in sequence
         outcome = Signal(Status)  # of that command, should it be repeated
+        half = Signal()  # that has its header
+        repeated = Signal()
+        place_bits = (size(CommandHeader) - 1).bit_length()
+        m.submodules.headers = headers = memory.Memory(shape=8, depth=2 << place_bits, init=[])
+        headers_w, headers_r = headers.write_port(), headers.read_port(domain="comb")
 
         # Words are taken by the byte into the top of a register, low byte first.
         layer_bits = LayerEntry.as_shape().size
@@ -99,7 +106,8 @@ class CommandMachine(wiring.Component):
         word_in = Signal(8 * max(word_bytes.values()), reset_less=True)
         address = Signal(17, reset_less=True)
         cluster = Signal.like(engine.cluster, reset_less=True)
-        count = Signal(range(max(word_bytes.values()) + 1))
+        counters_bytes = COUNTERS.size // 8
+        count = Signal(range(max(accumulator_bytes, counters_bytes, *word_bytes.values()) + 1))
         stored = Signal()
 
         def top(space: Space, bits: int) -> Value:
@@ -135,14 +143,26 @@ class CommandMachine(wiring.Component):
             with m.If(~fits):
                 m.d.sync += status.eq(Status.BAD_ADDRESS)
 
-        # Words are given by the byte from the bottom of a register.
-        word_out = Signal(max(8 * accumulator_bytes, COUNTERS.size), reset_less=True)
-        left = Signal(16, reset_less=True)  # bytes of the word
-        words = Signal(16, reset_less=True)  # words of the cluster after this one
+        # Of a word that is given, the next byte is on its way while one is taken.
+        next_byte, byte = Signal(8), Signal(8, reset_less=True)
+        word_size = Signal.like(count)
         reads_decisions = Signal()
-        last_word = (words == 0) & (
-            (cluster == config.clusters - 1) | (header.op != Opcode.READ) | reads_decisions
-        )
+        end = Signal(17)  # of the words of READ
+        last_word = Signal()
+        m.d.comb += [
+            next_byte.eq(engine.read_data.as_value().word_select(count, 8)),
+            word_size.eq(header.size),
+            end.eq(header.address + header.count),
+            last_word.eq((address == end) & ((cluster == config.clusters - 1) | reads_decisions)),
+        ]
+        with m.If(reads_decisions):
+            m.d.comb += next_byte.eq(engine.decision.word_select(count[:2], 8))
+        with m.If(header.op != Opcode.READ):
+            m.d.comb += [
+                next_byte.eq(engine.counters.as_value().word_select(count, 8)),
+                word_size.eq(counters_bytes),
+                last_word.eq(1),
+            ]
         answer_of_identify = identity(config.digest, config.pack(), self.build)
         m.submodules.rom = rom = memory.Memory(
             shape=8, depth=len(answer_of_identify), init=answer_of_identify
@@ -160,35 +180,33 @@ class CommandMachine(wiring.Component):
         if decisions:
             m.d.comb += reads_decisions.eq(asks_decisions)
 
-        repeated = Signal()
-        end = Signal(17)
         in_range = Signal()
-        m.d.comb += [
-            repeated.eq(header.as_value() == last.as_value()),
-            end.eq(header.address + header.count),
-            in_range.eq(
-                (header.count != 0)
-                & Mux(reads_decisions, end <= config.decision_words, end <= config.accumulator_rows)
-                & (header.size != 0)
-                & Mux(
-                    reads_decisions,
-                    header.size <= size(Decision),
-                    header.size <= accumulator_bytes,
-                )
-            ),
-        ]
+        m.d.comb += in_range.eq(
+            (header.count != 0)
+            & Mux(reads_decisions, end <= config.decision_words, end <= config.accumulator_rows)
+            & (header.size != 0)
+            & Mux(
+                reads_decisions,
+                header.size <= size(Decision),
+                header.size <= accumulator_bytes,
+            )
+        )
         more = Signal()  # the body has not been taken in full
 
         def answer(result: ValueLike) -> None:
             m.d.sync += status.eq(result)
             m.next = "Drain"
 
+        def keep() -> None:
+            m.d.sync += [half.eq(~half), sequence.eq(header.sequence), repeated.eq(1)]
+
         deltas = header.space == Space.DELTAS
         tiles = [Space.DELTAS, Space.INPUTS] if config.reference_depth else [Space.DELTAS]
         is_known_mode = Cat(header.mode == mode for mode in Mode).any()
 
         def perform() -> None:
-            m.d.sync += [last.eq(header), status.eq(Status.OK)]
+            keep()
+            m.d.sync += status.eq(Status.OK)
             with m.Switch(header.op):
                 with m.Case(Opcode.RESET):
                     m.d.comb += engine.forget.eq(1)
@@ -231,16 +249,21 @@ class CommandMachine(wiring.Component):
 
         m.d.comb += [
             engine.tasks.p.run.eq(header.op == Opcode.RUN),
-            engine.tasks.p.inputs.eq(header.space == Space.INPUTS),
             engine.tasks.p.entry.eq(header.address),
             engine.tasks.p.mode.eq(header.mode),
             engine.deltas.payload.eq(self.i.p.data),
+            headers_w.addr.eq(Cat(count[:place_bits], ~half)),
+            headers_w.data.eq(self.i.p.data),
+            headers_r.addr.eq(Cat(count[:place_bits], half)),
         ]
+        if config.reference_depth:
+            m.d.comb += engine.tasks.p.inputs.eq(header.space == Space.INPUTS)
         with m.FSM():
             with m.State("Header"):
-                m.d.comb += self.i.ready.eq(1)
+                m.d.comb += [self.i.ready.eq(1), headers_w.en.eq(self.i.valid)]
                 with m.If(self.i.valid):
                     m.d.sync += [
+                        repeated.eq((repeated | (count == 0)) & (headers_r.data == self.i.p.data)),
                         header.eq(Cat(header.as_value()[8:], self.i.p.data)),
                         count.eq(count + 1),
                         more.eq(~self.i.p.last),
@@ -251,13 +274,14 @@ class CommandMachine(wiring.Component):
                         m.d.sync += count.eq(0)
             with m.State("Decide"):
                 with m.If(header.op == Opcode.IDENTIFY):
-                    m.d.sync += [session.eq(1), last.eq(header)]
+                    keep()
+                    m.d.sync += session.eq(1)
                     answer(Status.OK)
                 with m.Elif(~session):
                     answer(Status.NO_SESSION)
                 with m.Elif(repeated):
                     answer(outcome)
-                with m.Elif(header.sequence != (last.sequence + 1)[:16]):
+                with m.Elif(header.sequence != (sequence + 1)[:16]):
                     answer(Status.BAD_SEQUENCE)
                 with m.Else():
                     perform()
@@ -326,15 +350,10 @@ class CommandMachine(wiring.Component):
                             m.d.sync += rom_r.addr.eq(0)
                             m.next = "Identity"
                         with m.Elif(header.op == Opcode.READ):
-                            m.d.sync += [words.eq(header.count), cluster.eq(0)]
+                            m.d.sync += cluster.eq(0)
                             m.next = "Fetch"
                         with m.Else():
-                            m.d.sync += [
-                                word_out.eq(engine.counters),
-                                left.eq(COUNTERS.size // 8),
-                                words.eq(0),
-                            ]
-                            m.next = "Word"
+                            m.next = "Load"
             with m.State("Identity"):
                 m.d.comb += [
                     self.o.valid.eq(1),
@@ -347,33 +366,28 @@ class CommandMachine(wiring.Component):
                         m.next = "Header"
             with m.State("Fetch"):
                 m.d.comb += engine.read_en.eq(1)
-                m.d.sync += [address.eq(address + 1), words.eq(words - 1)]
+                m.d.sync += [address.eq(address + 1), count.eq(0)]
                 m.next = "Select"
             with m.State("Select"):
                 m.next = "Merge"
             with m.State("Merge"):
                 m.next = "Load"
             with m.State("Load"):
-                m.d.sync += [word_out.eq(engine.read_data), left.eq(header.size)]
-                with m.If(reads_decisions):
-                    m.d.sync += word_out.eq(engine.decision)
+                m.d.sync += [byte.eq(next_byte), count.eq(count + 1)]
                 m.next = "Word"
             with m.State("Word"):
                 m.d.comb += [
                     self.o.valid.eq(1),
-                    self.o.p.data.eq(word_out[:8]),
-                    self.o.p.last.eq((left == 1) & last_word),
+                    self.o.p.data.eq(byte),
+                    self.o.p.last.eq((count == word_size) & last_word),
                 ]
                 with m.If(self.o.ready):
-                    m.d.sync += [word_out.eq(word_out[8:]), left.eq(left - 1)]
-                    with m.If(left == 1):
+                    m.d.sync += [byte.eq(next_byte), count.eq(count + 1)]
+                    with m.If(count == word_size):
+                        m.d.sync += count.eq(0)
                         m.next = "Fetch"
                         with m.If(last_word):
                             m.next = "Header"
-                        with m.Elif(words == 0):
-                            m.d.sync += [
-                                words.eq(header.count),
-                                address.eq(header.address),
-                                cluster.eq(cluster + 1),
-                            ]
+                        with m.Elif(address == end):
+                            m.d.sync += [address.eq(header.address), cluster.eq(cluster + 1)]
         return m

@@ -29,7 +29,7 @@ endmodule
 
 @pytest.mark.parametrize(
     ("lanes", "digit_bits", "single_ports", "blocks"),
-    [(1, 9, 3, 3), (2, 4, 6, 9)],
+    [(1, 9, 3, 4), (2, 4, 6, 10)],
 )
 def test_device_with_these_memories(
     lanes: int, digit_bits: int, single_ports: int, blocks: int
