@@ -140,7 +140,27 @@ class Mutants:
 
     def are_equivalent(self, mutants: Iterable[int], timeout: float = 120) -> list[bool]:
         """Tell which mutants are proven to do what the component does; ``False`` proves nothing."""
-        return [self._is_equivalent(mutant, timeout) for mutant in mutants]
+        mutants = list(mutants)
+        unread = self._unread(mutants)
+        return [mutant in unread or self._is_equivalent(mutant, timeout) for mutant in mutants]
+
+    def _unread(self, mutants: list[int]) -> set[int]:
+        """Return the mutants that only change what nothing reads, such as a field's upper bits."""
+        with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
+            work = Path(folder)
+            (work / "flat.il").write_text(self._flat, encoding="utf-8")
+            _yosys(
+                work,
+                "read_rtlil flat.il",
+                *(f"mutate -ctrl is_{n} 1 1 {self.what[n - 1]}" for n in mutants),
+                "memory_map",
+                "splitcells",
+                "opt_clean -purge",
+                "write_rtlil read.il",
+            )
+            netlist = (work / "read.il").read_text(encoding="utf-8")
+        read = re.findall(r"^ +connect .*\\is_(\d+)\b", netlist, re.MULTILINE)
+        return set(mutants) - {int(number) for number in read}
 
     def _is_equivalent(self, mutant: int, timeout: float) -> bool:
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
