@@ -95,12 +95,12 @@ class Bench:
 
 def random_entry() -> dict[str, int]:
     """Make an entry; some find no room."""
-    channels = random.randint(1, CONFIG.channels)
-    split, stride = random.randint(1, CONFIG.clusters), random.randint(1, 3)
+    channels = random.choice([1, random.randint(1, CONFIG.channels)])
+    split, stride = random.randint(1, CONFIG.clusters), random.choice([1, 2, random.randint(1, 15)])
     if chance(0.3):
         channels, split, stride = 1, 1, 1
-    width = random.randint(1, min(9, CONFIG.positions))
-    height = random.randint(1, max(1, min(3, CONFIG.positions // width)))
+    width = random.randint(1, random.choice([min(9, CONFIG.positions), CONFIG.positions]))
+    height = random.randint(1, CONFIG.positions // width)
     size = width * height * channels
     last = max(CONFIG.reference_depth - size, 0)
     zero_point = random.randint(-HALF, HALF - 1) if chance(0.5) else 0
@@ -114,8 +114,13 @@ def random_entry() -> dict[str, int]:
         "margin": random.randint(0, min(split * stride, 15)),
         "zero_point": zero_point & 0xFF,
         "threshold": random.choice([0, 0, 1, 3]),
-        "reference_base": random.randint(0, last + (3 if chance(0.1) else 0)),
+        "reference_base": far_away() if chance(0.05) else random.randint(0, last),
     }
+
+
+def far_away() -> int:
+    """Draw a first reference at the end of the buffer or behind it."""
+    return min(CONFIG.reference_depth - 3 + (1 << random.randint(0, 23)), (1 << 24) - 1)
 
 
 def random_inputs(entry: dict[str, int]) -> list[int]:

@@ -24,6 +24,7 @@ SLOTS = len(slot_range(CONFIG))
 LATENCY = 6
 """Cycles from the walk over a row's last tap until the row is pushed."""
 
+PUSHED = ("low", "high", "row")
 Entry = tuple[int, int, int]
 
 
@@ -40,7 +41,7 @@ class Row(NamedTuple):
 
 
 def expected(entry: dict[str, int], share: int, places: np.ndarray, is_spatial: bool) -> list[Row]:
-    """List the rows of a share; ``places`` has low and high counts of every position."""
+    """List the rows of a share; ``places`` has address, low and high count of every position."""
     rows = []
     lead = entry["lead"] if is_spatial else 0
     walked = stretched(entry) if is_spatial else entry
@@ -58,11 +59,12 @@ def expected(entry: dict[str, int], share: int, places: np.ndarray, is_spatial: 
             for tap, position in enumerate(window):
                 if position < 0:
                     continue
-                row, (low_count, high_count) = base + tap * entry["channels"], places[position]
+                row = base + tap * entry["channels"]
+                address, low_count, high_count = places[position].tolist()
                 if low_count:
-                    low.append((position * slot, int(low_count), row))
+                    low.append((address, low_count, row))
                 if high_count:
-                    high.append((position * slot + slot - 1, int(high_count), row))
+                    high.append((address + slot - 1, high_count, row))
             sums = (sum(e[1] for e in low), sum(e[1] for e in high))
             line, x = divmod(output, walked["out_width"])
             line += tile * entry["out_height"]
@@ -75,20 +77,28 @@ def expected(entry: dict[str, int], share: int, places: np.ndarray, is_spatial: 
 
 
 def random_places(entry: dict[str, int]) -> np.ndarray:
+    """Draw address, low and high count of every position; the sequencer takes any slots."""
     rng = generator()
     shape = (entry["positions"], 2)
     most = np.array([entry["channels"], entry["channels"] * (CONFIG.digits - 1)])
     counts = rng.integers(0, most + 1, shape)
-    return counts * (rng.random(shape) < random.choice([0.1, 0.6, 1.0]))
+    counts *= rng.random(shape) < random.choice([0.1, 0.6, 1.0])
+    last = CONFIG.item_depth - entry["channels"] * CONFIG.digits
+    return np.column_stack([rng.integers(0, last + 1, entry["positions"]), counts])
+
+
+def few(most: int) -> int:
+    """Draw a number that is mostly small."""
+    return random.randint(1, random.choice([3, 5, max(most, 1)]))
 
 
 def wild_entry() -> dict[str, int]:
     """Make an entry whose kernel may lie far outside of its image."""
     while True:
-        height, width = random.randint(1, 8), random.randint(1, 8)
+        height, width = few(CONFIG.positions), few(CONFIG.positions)
         kernel = random.randint(1, 15), random.randint(1, 15)
-        channels, tiles = random.randint(1, CONFIG.channels), random.randint(1, 3)
-        out = random.randint(1, 5), random.randint(1, 5)
+        channels, tiles = random.randint(1, CONFIG.channels), few(CONFIG.accumulator_rows)
+        out = few(CONFIG.accumulator_rows), few(CONFIG.accumulator_rows)
         room = CONFIG.weight_rows - tiles * kernel[0] * kernel[1] * channels
         most = min(CONFIG.positions, CONFIG.item_depth // channels // CONFIG.digits)
         if (
@@ -108,10 +118,10 @@ def wild_entry() -> dict[str, int]:
         "out_width": out[1],
         "kernel_height": kernel[0],
         "kernel_width": kernel[1],
-        "stride_y": random.choice([1, 2, 15]),
-        "stride_x": random.choice([1, 2, 15]),
-        "dilation_y": random.choice([1, 2, 15]),
-        "dilation_x": random.choice([1, 2, 15]),
+        "stride_y": random.choice([1, 2, 15, random.randint(1, 15)]),
+        "stride_x": random.choice([1, 2, 15, random.randint(1, 15)]),
+        "dilation_y": random.choice([1, 2, 15, random.randint(1, 15)]),
+        "dilation_x": random.choice([1, 2, 15, random.randint(1, 15)]),
         "pad_top": random.randint(0, 15),
         "pad_left": random.randint(0, 15),
         "tiles": tiles,
@@ -173,12 +183,15 @@ class Bench:
         """
         dut = self.dut
         share = random.randrange(entry["split"])
-        is_spatial = entry["lead"] * entry["split"] * entry["stride_x"] <= MOST_LEAD and chance(0.5)
+        may_be_spatial = (
+            entry["lead"] * entry["split"] * entry["stride_x"] <= MOST_LEAD
+            and stretched(entry)["positions"] <= CONFIG.positions
+        )
+        is_spatial = may_be_spatial and chance(0.5)
         places = random_places(stretched(entry) if is_spatial else entry)
         wanted = expected(entry, share, places, is_spatial)
         tap_count = entry["kernel_height"] * entry["kernel_width"]
         ahead = CONFIG.rows_ahead(tap_count)
-        slot = entry["channels"] * CONFIG.digits
         dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
         dut.geometry.value = geometry(entry, is_spatial=is_spatial)
         dut.share.value = share
@@ -192,6 +205,7 @@ class Bench:
         lists: dict[str, dict[int, Entry]] = {"low": {}, "high": {}}
         bound = 400 + 40 * len(wanted) * (tap_count + longest)
         is_stopped = False
+        was_steady = free = False
         while quiet < 10:
             cycle += 1
             free = bool(pending) and pending[0] <= cycle
@@ -200,6 +214,10 @@ class Bench:
             dut.stop.value = is_stopped
             await FallingEdge(dut.clk)
             where = f"{entry}, share {share}, cycle {cycle}, row {number}"
+            pushes = [int(getattr(dut, f"work__push_{name}").value) for name in PUSHED]
+            # What is freed is heard in the cycle after.
+            assert not (was_steady and any(pushes)), f"{where}: pushed, but was steady"
+            was_steady = bool(int(dut.steady.value)) and not free
             if int(dut.work__push_row.value):
                 assert number < len(wanted), f"{where}: a row too many"
                 row = self.row_layout.from_bits(int(dut.work__row.value))
@@ -207,7 +225,8 @@ class Bench:
                 for name, first in (("low", row.low_first), ("high", row.high_first)):
                     entries = getattr(want, name)
                     slots = [(first + i) % SLOTS for i in range(len(entries))]
-                    assert [lists[name].get(s) for s in slots] == entries, f"{where}, {name}"
+                    found = [lists[name].get(s) for s in slots]
+                    assert found == entries, f"{where}, {name}: {found}, not {entries}"
                 if want.low:
                     assert row.low_last == (row.low_first + len(want.low) - 1) % SLOTS, where
                 got = [row.low[lane] for lane in range(CONFIG.lanes)]
@@ -228,6 +247,7 @@ class Bench:
                     item = self.entry_layout.from_bits(int(getattr(dut, f"work__{name}").value))
                     at = int(getattr(dut, f"work__{name}_slot").value)
                     lists[name][at] = item.address, item.count, item.row
+                    assert item.single == (item.count == 1), where
                     if name == "low":
                         assert item.last == item.address + item.count - 1, where
             assert not int(dut.overrun.value), where
@@ -237,8 +257,8 @@ class Bench:
             await RisingEdge(dut.clk)
             place = random.getrandbits(place_of(CONFIG).size)
             if address < len(places):
-                low, high = places[address].tolist()
-                place = pack(place_of(CONFIG), address=address * slot, low=low, high=high)
+                first, low, high = places[address].tolist()
+                place = pack(place_of(CONFIG), address=first, low=low, high=high)
             dut.places__place.value = place
             if free:
                 pending.popleft()
@@ -253,8 +273,8 @@ class Bench:
         if is_stopped:
             for _ in range(random.randint(0, 10)):
                 await FallingEdge(dut.clk)
-                pushes = dut.work__push_low, dut.work__push_high, dut.work__push_row
-                assert not any(int(push.value) for push in pushes), "after stop"
+                pushes = [int(getattr(dut, f"work__push_{name}").value) for name in PUSHED]
+                assert not any(pushes), "after stop"
                 await RisingEdge(dut.clk)
         else:
             # The walk may still be on its way over empty output rows.
@@ -265,10 +285,32 @@ class Bench:
             await RisingEdge(dut.clk)
 
 
+def long_entry(loop: str) -> dict[str, int]:
+    """Make an entry of 1x1 kernels with a loop of many passes."""
+    entry = wild_entry()
+    split = entry["split"]
+    ones = ("in_height kernel_height kernel_width channels tiles out_height out_width").split()
+    entry |= dict.fromkeys(ones, 1) | {"pad_top": 0, "margin": 0, "lead": 0}
+    entry |= {"in_width": CONFIG.positions, "positions": CONFIG.positions}
+    entry |= {"weight_base": 0, "skew": random.randrange(split)}
+    entry[loop] = random.randint(1, min(CONFIG.accumulator_rows, CONFIG.weight_rows))
+    if loop == "out_height":
+        entry["out_width"] = random.randint(1, max(CONFIG.accumulator_rows // entry[loop], 1))
+        entry["stride_y"] = random.choice([1, 2])
+        # Lines above the image, lines of one column, or some of each.
+        height = random.choice([1, CONFIG.positions, min(5, CONFIG.positions)])
+        width = CONFIG.positions // height
+        entry |= {"in_height": height, "in_width": width, "positions": height * width}
+        entry["pad_top"] = random.choice([0, random.randint(0, 15)])
+    return entry
+
+
 def random_entry() -> dict[str, int]:
+    if chance(0.2):
+        return long_entry(random.choice(["tiles", "out_height", "out_width"]))
     if chance(0.5):
         return wild_entry()
-    return random_workload(generator(), CONFIG, rows=60).entry
+    return random_workload(generator(), CONFIG, rows=CONFIG.accumulator_rows).entry
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
@@ -292,28 +334,37 @@ async def a_run_ends_anywhere(dut: Any) -> None:
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
-async def an_entry_with_more_rows_than_words_overruns(dut: Any) -> None:
+@cocotb.parametrize(more=[0, 1])
+async def an_entry_with_more_rows_than_words_overruns(dut: Any, more: int) -> None:
+    """Fill all words of the buffer, and begin no row after them."""
     bench = Bench(dut)
     await bench.start()
-    entry = wild_entry() | {"tiles": CONFIG.accumulator_rows, "weight_base": 0}
-    entry |= {"out_height": 2, "out_width": 2, "split": 1, "skew": 0}
-    dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
-    dut.geometry.value = geometry(entry)
-    dut.share.value = 0
-    for _ in range(2):
-        await RisingEdge(dut.clk)
-    await pulse(dut, "start")
-    rows = 0
-    while True:
-        await FallingEdge(dut.clk)
-        pushed = int(dut.work__push_row.value)
-        rows += pushed
-        assert rows <= CONFIG.accumulator_rows
-        if int(dut.overrun.value):
-            break
-        await RisingEdge(dut.clk)
-        dut.free_row.value = pushed
-    await RisingEdge(dut.clk)
-    dut.free_row.value = 0
-    await pulse(dut, "stop")
-    await bench.run(random_entry(), longest=5)
+    for is_spatial in (False, True):
+        entry = wild_entry() | {"tiles": CONFIG.accumulator_rows + more, "weight_base": 0}
+        entry |= {"out_height": 1, "out_width": 1, "split": 1, "skew": 0}
+        entry |= {"lead": 1, "stride_x": 1}
+        dut.entry.value = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
+        dut.geometry.value = geometry(entry, is_spatial=is_spatial)
+        dut.share.value = 0
+        for _ in range(2):
+            await RisingEdge(dut.clk)
+        await pulse(dut, "start")
+        rows = written = 0
+        has_overrun = False
+        quiet = 0
+        while quiet < 300:
+            await FallingEdge(dut.clk)
+            pushed = int(dut.work__push_row.value)
+            row = bench.row_layout.from_bits(int(dut.work__row.value))
+            rows += pushed
+            written += pushed and not row.virtual
+            assert written <= CONFIG.accumulator_rows
+            has_overrun |= bool(int(dut.overrun.value))
+            await RisingEdge(dut.clk)
+            dut.free_row.value = pushed
+            quiet = 0 if pushed else quiet + 1
+        dut.free_row.value = 0
+        assert (written, has_overrun) == (CONFIG.accumulator_rows, bool(more))
+        assert int(dut.ended.value) == (not more)
+        await pulse(dut, "stop")
+        await bench.run(random_entry(), longest=5)

@@ -130,7 +130,7 @@ def test_queue_of_rows(config: str, depth: int) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_sequencer(config: str) -> None:
-    assert run("sequencer", "sequencer", config, runs=15) == 5
+    assert run("sequencer", "sequencer", config, runs=15) == 6
 
 
 @pytest.mark.parametrize("config", CONFIGS)
