@@ -72,7 +72,7 @@ TABLE = {
     "differences": Bench(
         Differencer,
         "differences",
-        {"tiles": 20},
+        {"tiles": 40},
         {"differences": ALL},
         CONFIG | {"reference_depth": 150, "neighbour_depth": 22},
     ),

@@ -36,11 +36,15 @@ class Bench:
         await start(self.dut, "i", "o")
         cocotb.start_soon(self._watch())
         # The buffer holds what the test before has left.
+        await self.fill(Mode.DENSE, holds=False)
+
+    async def fill(self, mode: Mode, *, holds: bool) -> None:
+        """Fill the buffer with what it should hold; temporal differences show what it did hold."""
         for base in range(0, CONFIG.reference_depth, CONFIG.positions):
             width = min(CONFIG.positions, CONFIG.reference_depth - base)
             names = ("in_height", "channels", "split", "stride_x")
             entry = LINE | {"in_width": width, "reference_base": base} | dict.fromkeys(names, 1)
-            await self.tile(entry, Mode.DENSE, [0] * width, False)
+            await self.tile(entry, mode, self.references[base : base + width].tolist(), holds)
 
     async def _watch(self) -> None:
         async for delta in self.sink.each():
@@ -114,13 +118,8 @@ def random_entry() -> dict[str, int]:
         "margin": random.randint(0, min(split * stride, 15)),
         "zero_point": zero_point & 0xFF,
         "threshold": random.choice([0, 0, 1, 3]),
-        "reference_base": far_away() if chance(0.05) else random.randint(0, last),
+        "reference_base": random.randint(0, last + (3 if chance(0.1) else 0)),
     }
-
-
-def far_away() -> int:
-    """Draw a first reference at the end of the buffer or behind it."""
-    return min(CONFIG.reference_depth - 3 + (1 << random.randint(0, 23)), (1 << 24) - 1)
 
 
 def random_inputs(entry: dict[str, int]) -> list[int]:
@@ -149,6 +148,8 @@ async def steps_of_tiles(dut: Any, share: float) -> None:
         for _ in range(random.randint(0, 3)):
             inputs = next_inputs(inputs)
             await bench.tile(entry, random.choice([*modes, Mode.TEMPORAL]), inputs, True)
+        if chance(0.3):
+            await bench.fill(Mode.TEMPORAL, holds=True)
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
@@ -163,6 +164,17 @@ async def too_few_or_too_many(dut: Any) -> None:
         if not entry["spatial"]:
             mode = Mode.DENSE
         await bench.tile(entry, mode, inputs, chance(0.5))
+
+
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
+async def references_behind_the_buffer(dut: Any) -> None:
+    bench = Bench(dut, 0.2)
+    await bench.start()
+    for bit in range(24):
+        entry = random_entry()
+        entry["reference_base"] = random.randrange(CONFIG.reference_depth) | 1 << bit
+        await bench.tile(entry, Mode.DENSE, random_inputs(entry), False)
+    await bench.fill(Mode.TEMPORAL, holds=True)
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
