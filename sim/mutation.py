@@ -29,7 +29,6 @@ _PREPARE = (
     # Whatever a mutant selects, it is one of the values.
     "pmuxtree",
     "opt_clean -purge",
-    "flatten",
 )
 _ZEROS = re.compile(
     r"  cell \$meminit_v2 .*\n(?:    (?!connect \\DATA).*\n)*"
@@ -88,11 +87,12 @@ class Mutants:
             work = Path(folder)
             _yosys(
                 work,
-                *_read(component, work),
+                *_read(component, work, before_flatten="write_rtlil deep.il"),
                 "write_rtlil flat.il",
                 "tee -q -o cells.txt select -list c:* t:$meminit* %d",
             )
             self._flat = (work / "flat.il").read_text(encoding="utf-8")
+            self._deep = (work / "deep.il").read_text(encoding="utf-8")
             cells = (work / "cells.txt").read_text(encoding="utf-8").split()
             commands = []
             for number, (block, pattern) in enumerate(blocks.items()):
@@ -163,17 +163,29 @@ class Mutants:
         return set(mutants) - {int(number) for number in read}
 
     def _is_equivalent(self, mutant: int, timeout: float) -> bool:
+        """Prove it for the instance that has the mutant, whatever surrounds it."""
+        change = self.what[mutant - 1]
+        found = re.search(r"-cell (\S+)", change)
+        assert found is not None
+        module = self._module(_path(found[1]))
+        change = change.replace("-module block", f"-module {module}").replace(
+            found[0], f"-cell {_inner(found[1])}"
+        )
+        read = ("read_rtlil deep.il", f"hierarchy -top {module}", "flatten")
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
             work = Path(folder)
-            (work / "flat.il").write_text(self._flat, encoding="utf-8")
+            (work / "deep.il").write_text(self._deep, encoding="utf-8")
             try:
                 _yosys(
                     work,
-                    "read_rtlil flat.il",
-                    f"mutate {self.what[mutant - 1]}",
-                    "rename block gate",
-                    "read_rtlil flat.il",
-                    "rename block gold",
+                    *read,
+                    f"mutate {change}",
+                    f"rename {module} gate",
+                    "write_rtlil gate.il",
+                    "design -reset",
+                    *read,
+                    f"rename {module} gold",
+                    "read_rtlil gate.il",
                     "memory_map",
                     "equiv_make gold gate equiv",
                     "hierarchy -top equiv",
@@ -187,6 +199,17 @@ class Mutants:
             except MutationError:
                 return False
         return True
+
+    def _module(self, path: str) -> str:
+        """Return the module of an instance, by its path."""
+        module = "\\block"
+        for name in filter(None, path.split(".")):
+            start = self._deep.index(f"\nmodule {module}\n")
+            end = self._deep.index("\nend\n", start)
+            cell = re.search(rf"\n  cell (\S+) \\{name}\n", self._deep[start:end])
+            assert cell is not None
+            module = cell[1]
+        return module
 
 
 def without_initial_values(component: wiring.Component, name: str) -> str:
@@ -207,17 +230,22 @@ def without_initial_values(component: wiring.Component, name: str) -> str:
         return (work / "flat.v").read_text(encoding="utf-8")
 
 
-def _read(component: wiring.Component, work: Path) -> list[str]:
+def _read(component: wiring.Component, work: Path, before_flatten: str = "") -> list[str]:
     """Return the commands that read a component as a flat netlist without initial values."""
     netlist = _ZEROS.sub("", rtlil.convert(component, name="block", emit_src=False))
     (work / "block.il").write_text(netlist, encoding="utf-8")
-    return ["read_rtlil block.il", *_PREPARE]
+    return ["read_rtlil block.il", *_PREPARE, before_flatten, "flatten"]
 
 
 def _path(cell: str) -> str:
     """Return the path of the instance that has a cell of the flat netlist."""
     name = cell.removeprefix("block/").removeprefix("$flatten").replace("\\", "")
     return name.partition("$")[0].rstrip(".")
+
+
+def _inner(cell: str) -> str:
+    """Return the name of a cell of the flat netlist inside its module."""
+    return "$" + cell.removeprefix("$flatten").partition("$")[2]
 
 
 def _yosys(work: Path, *commands: str, timeout: float = 300) -> None:

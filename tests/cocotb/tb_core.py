@@ -8,7 +8,16 @@ import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge, with_timeout
 from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, pulse
 
-from ditto.hdl.protocol import CommandHeader, Counters, LayerEntry, Mode, Opcode, Space, pack
+from ditto.hdl.protocol import (
+    CommandHeader,
+    Counters,
+    LayerEntry,
+    Mode,
+    Opcode,
+    Space,
+    pack,
+    size,
+)
 from ditto.host.device import pack_deltas, pack_words
 from ditto.host.framing import Decoder, encode
 from ditto.sim.cocotb_bench import Sink, Source, start
@@ -85,10 +94,14 @@ class Bench:
 
     def command(self, op: Opcode, data: bytes = b"", **header: Any) -> bytes:
         """Make the frame of the next command."""
+        return encode(self.header(op, **header) + data)
+
+    def header(self, op: Opcode, **header: Any) -> bytes:
+        """Make the header of the next command."""
         if op is not Opcode.IDENTIFY:
             self.sequence = (self.sequence + 1) % (1 << 16)
         fields = {"mode": Mode.DENSE, "space": Space.LAYERS} | header
-        return encode(pack(CommandHeader, sequence=self.sequence, op=op, **fields) + data)
+        return pack(CommandHeader, sequence=self.sequence, op=op, **fields)
 
     def load(self, work: Workload, number: int) -> bytes:
         """Make the frames that load a layer, a word with each."""
@@ -146,8 +159,19 @@ def damaged(frame: bytes) -> bytes:
     return bytes(part)
 
 
+def changed(header: bytes, bits: int) -> bytes:
+    """Change the bits of a header that are 1 in ``bits``."""
+    return (int.from_bytes(header, "little") ^ bits).to_bytes(len(header), "little")
+
+
 def random_layer(rows: int) -> Workload:
-    return random_workload(generator(), CONFIG, rows=min(rows, CONFIG.accumulator_rows - 1))
+    work = random_workload(generator(), CONFIG, rows=min(rows, CONFIG.accumulator_rows - 1))
+    if CONFIG.reference_depth:
+        return work
+    # Only a device that takes differences itself reads these.
+    unread = {"zero_point": 8, "threshold": 8, "reference_base": 24, "decision": 8, "decides": 1}
+    values = {name: random.getrandbits(bits) for name, bits in unread.items()}
+    return work._replace(entry=work.entry | values)
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
@@ -166,6 +190,39 @@ async def random_commands_are_answered(dut: Any, share: float, damage: float) ->
             link += encode(body)
             done += 1
         await bench.talk(link, f"command {done}")
+    await bench.silence()
+
+
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
+async def every_bit_of_a_header_matters(dut: Any) -> None:
+    """Change a bit, or two neighbours, of commands; and of repeats, which are refused then."""
+    bench = Bench(dut, 0.0)
+    await bench.start()
+    work = random_layer(rows=6)
+    deltas = random_deltas(generator(), CONFIG, work.entry, "full")
+    fill = bench.load(work, 0) + bench.deltas(0, deltas) + bench.run(0, Mode.DENSE)
+    await bench.talk(bench.command(Opcode.IDENTIFY) + fill)
+    word = pack_words(np.ones((1, CONFIG.columns), np.int64), CONFIG.weight_bits)
+    commands: list[tuple[Opcode, bytes, dict[str, Any]]] = [
+        (Opcode.WRITE, pack(LayerEntry, **work.entry), dict(space=Space.LAYERS)),
+        (Opcode.WRITE, word, dict(space=Space.WEIGHTS)),
+        (Opcode.WRITE, b"\1", dict(space=Space.DELTAS)),
+        (Opcode.RUN, b"", {}),
+        (Opcode.READ, b"", dict(count=1, size=1)),
+        (Opcode.COUNTERS, b"", {}),
+        (Opcode.RESET, b"", {}),
+    ]
+    last = 8 * size(CommandHeader) - 1
+    for bit in range(16, last + 1):
+        link = b""
+        for op, data, fields in random.sample(commands, 3):
+            bits = random.choice([1 << bit, 3 << min(bit, last - 1)])
+            link += encode(changed(bench.header(op, **fields), bits) + data)
+        op, data, fields = random.choice(commands)
+        header = bench.header(op, **fields)
+        for bits in (0, 1 << bit, 0):
+            link += encode(changed(header, bits) + data)
+        await bench.talk(link, f"bit {bit}")
     await bench.silence()
 
 
