@@ -69,11 +69,27 @@ OF_THE_HOST = ("fuzz", "fuzz-by-coverage", "mutation-host", "coverage-host")
 MATRIX_TARGET = 40
 MUTANTS_TARGET = 100
 EXPLAINED = {
-    r"-wire \\?(zero|narrow|wide|counters|stall\w*|cycles) -wirebit (1[2-9]|[2-9]\d|\d{3})$": (
+    r"-wire \\?(zero|narrow|wide|dense|temporal|spatial|counters|stall\w*|cycles) "
+    r"-wirebit (1[2-9]|[2-9]\d|\d{3})$": (
         "an upper bit of a counter, which a bench does not count up to"
     ),
-    r"^-mode const1 .*-wire \\\$signature__en": (
+    r"^-mode const1 .*-wire (deframer|command)?\.?\\?\$signature__en": (
         "writes the place of the next byte too early, which is written again before it is read"
+    ),
+    r"-cell \$237 -port B -portbit 7 -wire geometry ": (
+        "an upper bit of a slot's last item: the device's layers have no such slots"
+    ),
+    r"-ctrlbit 20 -wire places__place ": (
+        "the upper bit of a count of high items: no position of the device has so many"
+    ),
+    r"-mode cnot\d .*-wire rows_left ": (
+        "a bit of a countdown, turned over an even number of times before its sign changes"
+    ),
+    r"-cell \$223 -port A .*-wire entry -wirebit 56$": (
+        "an upper bit of the number of channels: the engine refuses so many"
+    ),
+    r"-cell \$166 -port B -portbit 0$": (
+        "`takes` beside `emits`: whatever reads the first asks for the second, too"
     ),
 }
 

@@ -102,7 +102,7 @@ def random_entry() -> dict[str, int]:
     channels = random.choice([1, random.randint(1, CONFIG.channels)])
     split, stride = random.randint(1, CONFIG.clusters), random.choice([1, 2, random.randint(1, 15)])
     if chance(0.3):
-        channels, split, stride = 1, 1, 1
+        channels, split, stride = 1, 1, random.choice([1, random.randint(1, 15)])
     width = random.randint(1, random.choice([min(9, CONFIG.positions), CONFIG.positions]))
     height = random.randint(1, CONFIG.positions // width)
     size = width * height * channels

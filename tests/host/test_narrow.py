@@ -70,6 +70,12 @@ def test_each_output_is_moved_by_itself_and_fitting_layers_are_the_same() -> Non
     assert found.weights.dtype == np.int8
 
 
+def test_what_is_not_cut_off_of_wide_weights_is_moved_by_one_number() -> None:
+    weights = np.array([-250, 10, -3, 255]).reshape(1, 4, 1)
+    found = narrow_layer(layer_of(weights, kernel=(4, 1)), CONFIG).weights.reshape(-1)
+    assert found.tolist() == [CONFIG.min_weight, 10 - 3, -3 - 3, 127]
+
+
 @quick
 @given(st.integers(0, 1 << 30), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2]))
 def test_the_device_and_the_rest_make_the_layer(seed: int, bits: int, groups: int) -> None:

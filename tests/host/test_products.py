@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ditto.hdl.config import Config, Multiplier
 from ditto.hdl.protocol import Mode
 from ditto.host.executor import Executor, MismatchError
-from ditto.host.layers import Product
+from ditto.host.layers import Product, Quantization
 from ditto.host.model import Model, ModelError
 from ditto.host.program import PlacementError, Program, suggest
 from ditto.sim.golden import Golden
@@ -265,6 +265,26 @@ def test_what_does_not_fit(make_graph: Any) -> None:
     for name in ("weight_rows", "accumulator_rows", "accumulator_bits", "layers", "channels"):
         with pytest.raises(PlacementError, match=name):
             Program(model.layers, shapes, replace(config, **{name: getattr(config, name) - 1}))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        [(3, 4), (4, 2)],
+        [(2, 3, 4), (4, 2)],
+        [(2, 3, 4), (2, 4, 5)],
+        [(3, 4), (2, 4, 5)],
+        [(1, 2, 3, 4), (3, 1, 4, 5)],
+        [(2, 1, 2, 3, 4), (3, 1, 4, 5)],
+    ],
+)
+def test_heads_are_the_operands_leading_axes(left: Sequence[int], right: Sequence[int]) -> None:
+    rng = np.random.default_rng(1)
+    operands = [rng.integers(-99, 99, shape).astype(np.float32) for shape in (left, right)]
+    given_ = Quantization(scale=np.float32(1), zero_point=0, low=-128, high=127)
+    layer = Product(name="qk", left=given_, right=given_)
+    found = np.matmul(*layer.quantize(operands[0], operands[1]))
+    np.testing.assert_array_equal(layer.dequantize(found, (left, right)), np.matmul(*operands))
 
 
 def test_operands_that_do_not_fit(make_graph: Any) -> None:

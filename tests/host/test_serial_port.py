@@ -296,8 +296,9 @@ def faked(monkeypatch: pytest.MonkeyPatch, **fail: Exception) -> FakePort:
     return port
 
 
-def test_what_is_asked_of_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = faked(monkeypatch, latency=NotImplementedError())
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError, OSError, ValueError])
+def test_what_is_asked_of_the_port(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    port = faked(monkeypatch, latency=error())
     link = SerialPort("name", 1000)
     assert link.baud == 1000
     link.write(bytes(250))
@@ -338,6 +339,7 @@ def test_a_port_that_is_lost(monkeypatch: pytest.MonkeyPatch, what: str) -> None
         (OSError(errno.EBUSY, "no"), "another program uses it; end that one"),
         (OSError(errno.EAGAIN, "no"), "another program uses it; end that one"),
         (OSError("PermissionError"), "another program uses it; end that one"),
+        (OSError("Could not exclusively lock port"), "another program uses it; end that one"),
         (OSError("FileNotFoundError"), "it does not exist; "),
         (ValueError("odd"), r"it does not run at 1000 Bd \(odd\)$"),
         (OSError("invalid baud rate"), r"it does not run at 1000 Bd \(invalid baud rate\)$"),

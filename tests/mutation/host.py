@@ -3,7 +3,7 @@
     python tests/mutation/host.py -o host.json [--sample 600] [--seed 1] [--show]
 
 A mutant is killed when a test fails or takes far too long. Mutants that no test reaches count as
-survivors. A sample is drawn from each module in proportion to its mutants.
+survivors. A sample is drawn from each module in proportion to its mutants, and of 40 at least.
 """
 
 import argparse
@@ -47,6 +47,7 @@ LEFT_OUT = (
 )
 KILLED = (1, 3, 152, 24, -24, 36, 255)
 LOT = 60
+LEAST = 40
 
 
 def lay_out(folder: Path) -> None:
@@ -110,7 +111,9 @@ def sample(mutants: dict[str, dict[str, Any]], count: int, seed: int) -> list[st
     return [
         name
         for names in mutants.values()
-        for name in sorted(rng.sample(sorted(names), round(share * len(names))))
+        for name in sorted(
+            rng.sample(sorted(names), min(max(round(share * len(names)), LEAST), len(names)))
+        )
     ]
 
 
