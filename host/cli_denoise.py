@@ -270,6 +270,9 @@ def _progress(
 
 def _table(console: "Console", facts: dict[str, Any]) -> None:
     """Print what each layer took, and the totals."""
+    if not facts["steps_run"]:
+        print("all steps had been finished before: none has run, and there are no figures")
+        return
     from rich import box
     from rich.table import Table
 

@@ -220,6 +220,12 @@ def test_limits(denoiser_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(os.listdir(tmp_path)) == ["a.png.state", "denoiser.onnx", "m.jsonl"]
     assert len(lines.read_text().splitlines()) == 6
     assert ditto("denoise", denoiser_file, *options, "--max-wide", "100", "--resume") == 0
+    # In the last step there is nothing left to take up but the image.
+    last = ["--steps", "2", "--samples", "1", "--board", "golden", "-o", tmp_path / "b.png"]
+    assert ditto("denoise", denoiser_file, *last, "--max-wide", "0") == 1
+    assert ditto("denoise", denoiser_file, *last, "--max-wide", "0", "--resume") == 0
+    assert "all steps had been finished before" in capsys.readouterr().out
+    assert (tmp_path / "b.png").exists()
     assert ditto("denoise", denoiser_file, *options, "--max-wide", "101") == 2
     assert ditto("denoise", denoiser_file, *options, "--policy", "oracle", "--tau", "1") == 2
     assert "--policy oracle foresees exact samples only" in capsys.readouterr().err
