@@ -186,7 +186,7 @@ def test_lanes(holds: Any) -> None:
 
 @pytest.mark.long
 def test_lanes_deeper(holds: Any) -> None:
-    holds(lambda: LanesProof(Lanes(CONFIG)), 14, "bmc", reach=12, timeout=900)
+    holds(lambda: LanesProof(Lanes(CONFIG)), 11, "bmc", reach=12)
 
 
 @pytest.mark.parametrize(
