@@ -14,11 +14,31 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benches import COVERED
+from amaranth.lib import data
+from benches import CONFIGS, COVERED
 
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import LayerEntry
 
 TARGET = 0.9
+
+
+def bits_beyond(config: Config) -> str:
+    """Return a pattern of the bits of entries that no layer of a device has."""
+    bounds = config.largest | {
+        "positions": config.positions,
+        "weight_base": config.weight_rows,
+        "accumulator_base": config.accumulator_rows,
+    }
+    fields = dict(data.Layout.cast(LayerEntry))
+    bits = [
+        fields[name].offset + bit
+        for name, bound in bounds.items()
+        for bit in range(bound.bit_length(), fields[name].width)
+    ]
+    names = r"(entry|layer_data|table_r__data|entry_register\.(i|o|held))"
+    return rf"{names}\[({'|'.join(map(str, bits))})\]"
+
 
 WAIVED = {
     "branches that Yosys writes so that a process runs once, `if (\\$auto$verilog_backend...)`": (
@@ -29,19 +49,23 @@ WAIVED = {
     "counted in the whole": ("toggle", r".*__02[4e]"),
     "bits of counters from bit 8 on, which a run of a bench does not count up to": (
         "toggle",
-        r"(zero|narrow|wide)\[([89]|[123]\d)\]|counters\[\d+\]",
+        r"(zero|narrow|wide|dense|temporal|spatial)\[([89]|[123]\d)\]|counters\[\d+\]",
     ),
     "bits of a layer's sizes that are beyond the device's own": (
         "toggle",
-        r"(channels?|positions)\[([5-9]|1\d|[23]\d)\]",
+        r"(channels?|positions)\[([5-9]|1\d|[23]\d)\]|" + bits_beyond(Config(**CONFIGS["odd"])),
     ),
+    "upper bits of modes, of which there are four, and what belongs to the table of decisions, "
+    "where a device has none": ("toggle", r"(mode|tile_mode)\[[2-7]\]|decision(_data)?\[\d+\]"),
 }
+RUNS = {"engine": 4, "tables": 2}
+"""Runs of a bench that is kept shorter for mutants."""
 
 
-def points(data: Path) -> list[tuple[dict[str, str], int]]:
+def points(file: Path) -> list[tuple[dict[str, str], int]]:
     """Read the points of a coverage file: their keys, and how often each was reached."""
     found = []
-    for line in data.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if match := re.match(r"C '(.*)' (\d+)$", line):
             keys = dict(part.split("\2", 1) for part in match[1].split("\1") if part)
             found.append((keys, int(match[2])))
@@ -52,10 +76,11 @@ def measure(name: str) -> list[dict[str, Any]]:
     """Measure the blocks of one bench."""
     bench = COVERED[name]
     with tempfile.TemporaryDirectory(prefix="ditto-coverage-") as folder:
-        data = Path(folder, "coverage.dat")
-        bench.run(name, bench.make(Config(**bench.config)), coverage=data)
-        found = points(data)
-        lines = data.with_suffix(".v").read_text().splitlines()
+        file = Path(folder, "coverage.dat")
+        more = {"parameters": {"runs": RUNS[name]}} if name in RUNS else {}
+        bench.run(name, bench.make(Config(**bench.config)), coverage=file, **more)
+        found = points(file)
+        lines = file.with_suffix(".v").read_text().splitlines()
     results = []
     for block, pattern in bench.blocks.items():
         reached: Counter[str] = Counter()
@@ -67,7 +92,8 @@ def measure(name: str) -> list[dict[str, Any]]:
             path = module.removeprefix(name).lstrip(".")
             text = lines[int(keys["l"]) - 1]
             signal = keys["o"].replace("__05F", "_").rsplit(":", 1)[0]
-            if not re.fullmatch(pattern, path) or is_waived(kind, text, signal):
+            names = (signal, f"{path.rpartition('.')[2]}.{signal}")
+            if not re.fullmatch(pattern, path) or any(is_waived(kind, text, n) for n in names):
                 continue
             total[kind] += 1
             reached[kind] += count > 0

@@ -2,7 +2,7 @@
 """What the testbenches of the gateware's blocks share."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
 from ditto.hdl.config import Config
+from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.protocol import pack as pack_struct
 from ditto.sim.cocotb_bench import parameters
 from ditto.sim.workload import Workload
 
@@ -20,10 +22,12 @@ __all__ = [
     "PARAMETERS",
     "WARM_UP",
     "chance",
+    "entry_with_anything",
     "generator",
     "idle",
     "pack",
     "pulse",
+    "unread",
     "vector",
 ]
 
@@ -48,6 +52,21 @@ WARM_UP = Workload(
 def generator() -> np.random.Generator:
     """Make a generator that follows from the seed of the testbench."""
     return np.random.default_rng(random.getrandbits(64))
+
+
+def entry_with_anything(entry: Mapping[str, int]) -> int:
+    """Return the bits of a layer-table entry; what a block does not read of it is anything."""
+    fields = data.Layout.cast(LayerEntry)
+    values = {str(name): random.getrandbits(field.width) for name, field in fields}
+    return int.from_bytes(pack_struct(LayerEntry, **(values | dict(entry))), "little")
+
+
+def unread() -> dict[str, int]:
+    """Draw the fields of an entry that only a device reads which takes differences itself."""
+    if CONFIG.reference_depth:
+        return {}
+    bits = {"zero_point": 8, "threshold": 8, "reference_base": 24, "decision": 8, "decides": 1}
+    return {name: random.getrandbits(width) for name, width in bits.items()}
 
 
 def chance(share: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge, with_timeout
-from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, pulse
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, pulse, unread
 
 from ditto.hdl.protocol import (
     CommandHeader,
@@ -166,12 +166,7 @@ def changed(header: bytes, bits: int) -> bytes:
 
 def random_layer(rows: int) -> Workload:
     work = random_workload(generator(), CONFIG, rows=min(rows, CONFIG.accumulator_rows - 1))
-    if CONFIG.reference_depth:
-        return work
-    # Only a device that takes differences itself reads these.
-    unread = {"zero_point": 8, "threshold": 8, "reference_base": 24, "decision": 8, "decides": 1}
-    values = {name: random.getrandbits(bits) for name, bits in unread.items()}
-    return work._replace(entry=work.entry | values)
+    return work._replace(entry=work.entry | unread())
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")

@@ -10,7 +10,18 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
-from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, idle, pulse, vector
+from gateware import (
+    CONFIG,
+    LIMIT_MS,
+    PARAMETERS,
+    WARM_UP,
+    chance,
+    generator,
+    idle,
+    pulse,
+    unread,
+    vector,
+)
 
 from ditto.hdl.engine import Engine, task_of
 from ditto.hdl.protocol import COUNTERS, MOST_LEAD, Counters, LayerEntry, Mode, Status
@@ -68,7 +79,7 @@ class Bench:
     def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
         self.golden.write_layers(first, entries)
         for number, entry in enumerate(entries, first):
-            data = int.from_bytes(pack_struct(LayerEntry, **entry), "little")
+            data = int.from_bytes(pack_struct(LayerEntry, **(entry | unread())), "little")
             self.writes.append(dict(layer_en=1, layer_address=number, layer_data=data))
 
     def write_weights(self, cluster: int, row: int, words: np.ndarray) -> None:
