@@ -195,6 +195,17 @@ def random_layer(rows: int = 25) -> Workload:
     return random_workload(generator(), CONFIG, rows=rows)
 
 
+def largest_row() -> Workload:
+    """Make a layer of one position whose row has as many items as fit the difference buffer."""
+    height = min(CONFIG.list_depth, CONFIG.positions, 15)
+    room = CONFIG.item_depth // CONFIG.digits // height, CONFIG.weight_rows // height
+    channels = min(CONFIG.channels, *room)
+    sizes = {"in_height": height, "positions": height, "kernel_height": height}
+    shape = CONFIG.clusters, height * channels, COLUMNS
+    weights = generator().integers(CONFIG.min_weight, 1 << WEIGHT - 1, shape)
+    return Workload(WARM_UP.entry | sizes | {"channels": channels, "spatial": 0}, weights)
+
+
 def deltas_of(work: Workload, kind: str | None = None, mode: Mode = Mode.DENSE) -> np.ndarray:
     entry = stretched(work.entry) if mode is Mode.SPATIAL else work.entry
     return random_deltas(generator(), CONFIG, entry, kind or random.choice(DELTAS))
@@ -219,6 +230,18 @@ async def runs_follow_each_other(dut: Any, share: float) -> None:
             await bench.encode(number, deltas_of(work, kind, mode), mode)
             await bench.run(work, number, mode, kind)
             mode = random.choice(modes_of(work))
+
+
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
+async def the_largest_row_runs_exactly(dut: Any) -> None:
+    bench = Bench(dut, 0.1)
+    await bench.start()
+    work = largest_row()
+    number = CONFIG.layers - 1
+    await bench.load(work, number)
+    for mode, kind in [(Mode.DENSE, "extreme"), (Mode.TEMPORAL, "full"), (Mode.TEMPORAL, "zero")]:
+        await bench.encode(number, deltas_of(work, kind))
+        await bench.run(work, number, mode, kind)
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
