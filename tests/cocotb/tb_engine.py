@@ -9,6 +9,7 @@ from typing import Any
 
 import cocotb
 import numpy as np
+from amaranth.lib import data
 from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import (
     CONFIG,
@@ -79,8 +80,9 @@ class Bench:
     def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
         self.golden.write_layers(first, entries)
         for number, entry in enumerate(entries, first):
-            data = int.from_bytes(pack_struct(LayerEntry, **(entry | unread())), "little")
-            self.writes.append(dict(layer_en=1, layer_address=number, layer_data=data))
+            raw = pack_struct(LayerEntry, **(entry | unread()))
+            word = int.from_bytes(raw, "little")
+            self.writes.append(dict(layer_en=1, layer_address=number, layer_data=word))
 
     def write_weights(self, cluster: int, row: int, words: np.ndarray) -> None:
         self.golden.write_weights(cluster, row, words)
@@ -328,14 +330,19 @@ async def refused_layers(bench: Bench, work: Workload) -> None:
     wrong = [
         *({name: 0} for name in sizes),
         *({name: value + 1} for name, value in CONFIG.largest.items()),
-        *({name: 1 << 15} for name in CONFIG.largest if name != "split"),
         {"skew": work.entry["split"]},
         {"kernel_height": kernel[0], "kernel_width": kernel[1]},
     ]
+    # Every bit of a size counts.
+    layout = dict(data.Layout.cast(LayerEntry))
+    for name, most in CONFIG.largest.items():
+        bits = range(most.bit_length(), layout[name].width)
+        wrong += [{name: work.entry[name] | 1 << bit} for bit in bits]
     for change in wrong:
         if "split" in change:
             change = change | {"skew": 0}
-        await bench.load(work._replace(entry=work.entry | change), 1)
+        bench.write_layers(1, [work.entry | change])
+        await bench.flush()
         assert await bench.tile(1) is Status.BAD_LAYER, change
         assert await bench.task(1, Mode.DENSE) is Status.BAD_LAYER, change
 
