@@ -102,7 +102,8 @@ SECTIONS: list[tuple[str, str, str, Callable[[Result, Callable[[bool], str]], li
         "Random layers over a link that drops, repeats, swaps, flips and inserts bytes, cuts "
         "frames and stalls, while board and driver are reset; every run is compared with the "
         "golden model, values and counters. Most of the faults hit a golden model behind a link, "
-        "the rest the compiled gateware. A second frame is lost if a command has to be sent again "
+        "the rest the compiled gateware; half of them devices with a reference buffer. A second "
+        "frame is lost if a command has to be sent again "
         "although neither it nor its answer met a fault. Time is counted and not waited for; a "
         "command that is not answered in 400 tries ends the run.",
         faults,

@@ -2,7 +2,8 @@
 
     python tests/faults/run.py -o faults.json [--faults 1000000] [--gateware 20000] [--images 2]
 
-Most of them on the golden model behind a link, some on the generated gateware, compiled.
+Most of them on the golden model behind a link, some on the generated gateware, compiled; half of
+them on devices with a reference buffer.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from ditto.host.program import Program
 from ditto.host.samplers import DDIM, Schedule
 from ditto.host.session import draw
 from ditto.sim.board import SimulatedBoard
-from ditto.sim.disturbance import CONFIG, Tally, counted_time, disturb
+from ditto.sim.disturbance import CONFIG, REFERENCES, Tally, counted_time, disturb
 from ditto.sim.faults import FaultRates, FaultyTransport
 from ditto.sim.golden import Golden
 from ditto.sim.golden_board import GoldenBoard
 
+DEVICES = {"deltas": CONFIG, "reference buffer": REFERENCES}
+"""Half of the faults are for each."""
 STEPS = 10
 RATE = 5e-5
 
@@ -82,17 +85,20 @@ def main() -> None:
     def save() -> None:
         options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    start = time.monotonic()
-    tally = disturb(GoldenBoard(CONFIG), options.faults, seed=options.seed)
-    report["boards"].append(facts("golden model", tally, start))
-    save()
+    for name, config in DEVICES.items():
+        start = time.monotonic()
+        board = GoldenBoard(config)
+        tally = disturb(board, options.faults // 2, seed=options.seed, config=config)
+        report["boards"].append(facts(f"golden model, {name}", tally, start))
+        save()
     report["image"] = images(options.images)
     save()
-    start = time.monotonic()
-    with SimulatedBoard(CONFIG) as board:
-        tally = disturb(board, options.gateware, seed=options.seed)
-        report["boards"].append(facts("gateware", tally, start))
-    save()
+    for name, config in DEVICES.items():
+        start = time.monotonic()
+        with SimulatedBoard(config) as board:
+            tally = disturb(board, options.gateware // 2, seed=options.seed, config=config)
+        report["boards"].append(facts(f"gateware, {name}", tally, start))
+        save()
 
 
 if __name__ == "__main__":
