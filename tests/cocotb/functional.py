@@ -80,12 +80,13 @@ def takes(mode: Mode) -> bool:
     return True
 
 
-MODES: dict[str, Mode] = {f"deltas, {mode.name}": mode for mode in (Mode.DENSE, Mode.TEMPORAL)}
+_MODES = (Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL)
+MODES: dict[str, Mode] = {f"deltas, {mode.name}": mode for mode in _MODES}
 """How a run gets its deltas, and its mode."""
 REFUSED: list[str] = []
 """Those that the golden model refuses, and the engine has to refuse."""
 if CONFIG.reference_depth:
-    for _mode in (Mode.DENSE, Mode.TEMPORAL, Mode.SPATIAL):
+    for _mode in _MODES:
         if takes(_mode):
             MODES[f"inputs, {_mode.name}"] = _mode
         else:

@@ -512,9 +512,9 @@ async def every_kind_of_run(dut: Any) -> None:
     async def run(way: str, deltas: np.ndarray) -> None:
         mode = functional.MODES[way]
         if way.startswith("deltas"):
-            if mode is not Mode.DENSE:
+            if mode is Mode.TEMPORAL:
                 await run("deltas, DENSE", deltas_of(work))
-            await bench.encode(0, deltas)
+            await bench.encode(0, deltas, mode if mode is Mode.SPATIAL else Mode.DENSE)
         else:
             inputs, before = functional.inputs_for(mode, work.entry, deltas)
             if mode is Mode.TEMPORAL:
@@ -539,9 +539,10 @@ async def every_kind_of_run(dut: Any) -> None:
                 is_near = ring * entry["channels"] <= CONFIG.neighbour_depth
                 spatial = entry.get("spatial", 1) & is_near
                 work = work._replace(entry=functional.DEFAULTS | entry | {"spatial": spatial})
-                if way == "inputs, SPATIAL" and not work.entry["spatial"]:
-                    continue
-            deltas = functional.deltas_for(case, deltas_of(work))
+            if way.endswith("SPATIAL") and not work.entry["spatial"]:
+                continue
+            tile = Mode.SPATIAL if way == "deltas, SPATIAL" else Mode.DENSE
+            deltas = functional.deltas_for(case, deltas_of(work, mode=tile))
             if functional.LAYERS[layer](work.entry) and functional.CASES[case](work.entry, deltas):
                 await bench.load(work, 0)
                 await run(way, deltas)
