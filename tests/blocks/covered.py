@@ -57,6 +57,15 @@ WAIVED = {
     ),
     "upper bits of modes, of which there are four, and what belongs to the table of decisions, "
     "where a device has none": ("toggle", r"(mode|tile_mode)\[[2-7]\]|decision(_data)?\[\d+\]"),
+    "high items in the first lane, which takes none, and their entries' last ones, which are 0": (
+        "toggle",
+        r"lane_0\.(at_high|high_one|load_high|high_left\[\d+\]|high__entry\[\d+\])|"
+        r"(high__entry|work__high)\[(9|1[0-7])\]",
+    ),
+    "bits of AXI that stay 0 or are ignored: responses are OKAY, addresses are those of words": (
+        "toggle",
+        r"s_axi_(a[rw]prot|[br]resp)\[\d\]|s_axi_a[rw]addr\[[01]\]",
+    ),
 }
 RUNS = {"engine": 4, "tables": 2}
 """Runs of a bench that is kept shorter for mutants."""

@@ -30,6 +30,7 @@ from ditto.hdl.protocol import pack as pack_struct
 from ditto.host.device import pack_deltas
 from ditto.sim.cocotb_bench import Sink, Source, start
 from ditto.sim.golden import Golden, wrap
+from ditto.sim.golden import split as digits_of
 from ditto.sim.spatial import stretched
 from ditto.sim.testbench import pauses
 from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
@@ -241,9 +242,15 @@ async def the_largest_row_runs_exactly(dut: Any) -> None:
     work = largest_row()
     number = CONFIG.layers - 1
     await bench.load(work, number)
-    for mode, kind in [(Mode.DENSE, "extreme"), (Mode.TEMPORAL, "full"), (Mode.TEMPORAL, "zero")]:
-        await bench.encode(number, deltas_of(work, kind))
-        await bench.run(work, number, mode, kind)
+    shape = deltas_of(work).shape
+    # The most digits, which has low and high ones where there are any; and nothing.
+    most = max(
+        range(1, CONFIG.max_delta + 1),
+        key=lambda d: int(np.count_nonzero(digits_of(np.array([d]), CONFIG))),
+    )
+    for mode, delta in [(Mode.DENSE, most), (Mode.TEMPORAL, -most), (Mode.TEMPORAL, 0)]:
+        await bench.encode(number, np.full(shape, delta))
+        await bench.run(work, number, mode, f"deltas of {delta}")
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
