@@ -404,6 +404,7 @@ def test_command_machine(holds: Any, config: Config) -> None:
 
 @pytest.mark.long
 def test_commands_of_a_session(holds: Any) -> None:
+    """Reach them: on a machine whose answer to IDENTIFY has one byte, not a hundred."""
     module = mutant(
         "ditto.hdl.command", "identity(config.digest, config.pack(), self.build)", "bytes(1)"
     )

@@ -143,9 +143,8 @@ class FramerProof(Proof):
         self.cover(gives & whole & (place == length + 6))
 
 
-@pytest.mark.long
 def test_framer(holds: Any) -> None:
-    holds(lambda: FramerProof(Framer()), 12, "bmc", reach=14, timeout=900)
+    holds(lambda: FramerProof(Framer()), 12, "bmc", reach=14)
 
 
 class ResynchronizationProof(Proof):
@@ -257,11 +256,10 @@ def i_waits(proof: Proof, m: Module, i: Any) -> Signal:
     return waits
 
 
-@pytest.mark.long
 def test_deframer(holds: Any) -> None:
     # The frame, the garbage before it, its body, and some cycles of waiting.
     depth = len(FRAME) + DeframerProof.garbage + len(BODY) + 5
-    holds(lambda: DeframerProof(Deframer(frame_bytes=8)), depth, "bmc", timeout=900)
+    holds(lambda: DeframerProof(Deframer(frame_bytes=8)), depth, "bmc")
 
 
 @pytest.mark.parametrize(

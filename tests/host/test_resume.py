@@ -270,6 +270,54 @@ def test_the_file_is_whole_while_the_run_is_at_work(
     assert not path.exists()
 
 
+def test_the_file_is_written_no_more_than_once_in_a_second_and_when_there_is_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    now = 1000.0
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now)
+    with pytest.raises(KeyError), Checkpoint(path, {}, resume=False) as checkpoint:
+        checkpoint.record(0, state(1))
+        assert not path.exists()
+        now += 1.5
+        checkpoint.record(0, state(2))
+        first = path.read_bytes()
+        now += 0.5
+        checkpoint.record(0, state(3))
+        assert path.read_bytes() == first
+        raise KeyError
+    assert path.read_bytes() != first
+    os.utime(path, (0, 0))
+    with pytest.raises(KeyError), Checkpoint(path, {}, resume=True) as checkpoint:
+        assert checkpoint.states[0].step == 3
+        raise KeyError
+    assert path.stat().st_mtime == 0
+
+
+@pytest.mark.parametrize(
+    ("sample", "wrong", "message"),
+    [
+        (-1, {}, "sample -1"),
+        (0, {"step": -2}, "step -2"),
+        (0, {"latents": np.zeros((1, 2, 2), np.float32)}, r"an image of \(1, 2, 2\) float32"),
+        (0, {"latents": np.zeros((1, 1, 2, 2))}, r"an image of \(1, 1, 2, 2\) float64"),
+        (0, {"estimate": np.zeros((1, 1, 2, 3), np.float32)}, r"an image of \(1, 1, 2, 3\) float"),
+    ],
+)
+def test_states_that_no_sample_comes_to(
+    tmp_path: Path, sample: int, wrong: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "state"
+    bad = state(1)._replace(**wrong)
+    if "latents" in wrong:
+        bad = bad._replace(estimate=bad.latents)
+    with pytest.raises(KeyError), Checkpoint(path, {}, resume=False) as checkpoint:
+        checkpoint.record(sample, bad)
+        raise KeyError
+    with pytest.raises(ResumeError, match=message):
+        Checkpoint(path, {}, resume=True).__enter__()
+
+
 def test_a_disk_that_is_full_does_not_end_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
