@@ -274,8 +274,8 @@ def test_the_file_is_written_no_more_than_once_in_a_second_and_when_there_is_new
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state"
-    now = 1000.0
-    monkeypatch.setattr(resume.time, "monotonic", lambda: now)
+    now, first = 1000.0, b""
+    monkeypatch.setattr("ditto.host.resume.time.monotonic", lambda: now)
     with pytest.raises(KeyError), Checkpoint(path, {}, resume=False) as checkpoint:
         checkpoint.record(0, state(1))
         assert not path.exists()
