@@ -87,7 +87,9 @@ class Mutants:
             work = Path(folder)
             _yosys(
                 work,
-                *_read(component, work, before_flatten="write_rtlil deep.il"),
+                *_read(component, work),
+                "write_rtlil deep.il",
+                "flatten",
                 "write_rtlil flat.il",
                 "tee -q -o cells.txt select -list c:* t:$meminit* %d",
             )
@@ -146,6 +148,8 @@ class Mutants:
 
     def _unread(self, mutants: list[int]) -> set[int]:
         """Return the mutants that only change what nothing reads, such as a field's upper bits."""
+        if not mutants:
+            return set()
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
             work = Path(folder)
             (work / "flat.il").write_text(self._flat, encoding="utf-8")
@@ -168,9 +172,9 @@ class Mutants:
         found = re.search(r"-cell (\S+)", change)
         assert found is not None
         module = self._module(_path(found[1]))
-        change = change.replace("-module block", f"-module {module}").replace(
-            found[0], f"-cell {_inner(found[1])}"
-        )
+        own = "$" + found[1].removeprefix("$flatten").partition("$")[2]  # name in the module
+        change = change.replace("-module block", f"-module {module}")
+        change = change.replace(found[0], f"-cell {own}")
         read = ("read_rtlil deep.il", f"hierarchy -top {module}", "flatten")
         with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
             work = Path(folder)
@@ -225,27 +229,26 @@ def without_initial_values(component: wiring.Component, name: str) -> str:
     with tempfile.TemporaryDirectory(prefix="ditto-mutation-") as folder:
         work = Path(folder)
         _yosys(
-            work, *_read(component, work), f"rename block {name}", "write_verilog -noattr flat.v"
+            work,
+            *_read(component, work),
+            "flatten",
+            f"rename block {name}",
+            "write_verilog -noattr flat.v",
         )
         return (work / "flat.v").read_text(encoding="utf-8")
 
 
-def _read(component: wiring.Component, work: Path, before_flatten: str = "") -> list[str]:
-    """Return the commands that read a component as a flat netlist without initial values."""
+def _read(component: wiring.Component, work: Path) -> list[str]:
+    """Return the commands that read a component as a netlist without initial values."""
     netlist = _ZEROS.sub("", rtlil.convert(component, name="block", emit_src=False))
     (work / "block.il").write_text(netlist, encoding="utf-8")
-    return ["read_rtlil block.il", *_PREPARE, before_flatten, "flatten"]
+    return ["read_rtlil block.il", *_PREPARE]
 
 
 def _path(cell: str) -> str:
     """Return the path of the instance that has a cell of the flat netlist."""
     name = cell.removeprefix("block/").removeprefix("$flatten").replace("\\", "")
     return name.partition("$")[0].rstrip(".")
-
-
-def _inner(cell: str) -> str:
-    """Return the name of a cell of the flat netlist inside its module."""
-    return "$" + cell.removeprefix("$flatten").partition("$")[2]
 
 
 def _yosys(work: Path, *commands: str, timeout: float = 300) -> None:
