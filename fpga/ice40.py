@@ -24,12 +24,12 @@ from ditto.hdl.multiplier import word_of
 from ditto.hdl.protocol import LayerEntry
 from ditto.hdl.register import OwnRegister
 
-__all__ = ["Ice40"]
+__all__ = ["OF_INPUTS", "Ice40"]
 
 _BLOCK_WORD, _BLOCK_DEPTH = 16, 256
 _SINGLE_WORD, _SINGLE_DEPTH = 16, 1 << 14
 
-_OF_INPUTS = {"decides", "reserved", "decision", "zero_point", "threshold", "reference_base"}
+OF_INPUTS = {"decides", "decision", "zero_point", "threshold", "reference_base"}
 """Fields of the layer table that only a device reads which takes differences itself."""
 
 
@@ -96,7 +96,7 @@ class Ice40:
         order, unread = [], []
         for name, field in _ENTRY:
             width = (bases[name] - 1).bit_length() if name in bases else field.width
-            width = 0 if name in _OF_INPUTS else min(width, field.width)
+            width = 0 if name in {*OF_INPUTS, "reserved"} else min(width, field.width)
             bits = range(field.offset, field.offset + field.width)
             order += bits[:width]
             unread += bits[width:]

@@ -10,6 +10,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
+from ditto.fpga.ice40 import OF_INPUTS
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import LayerEntry
 from ditto.hdl.protocol import pack as pack_struct
@@ -18,11 +19,12 @@ from ditto.sim.workload import Workload
 
 __all__ = [
     "CONFIG",
+    "FIELDS",
     "LIMIT_MS",
     "PARAMETERS",
     "WARM_UP",
     "chance",
-    "entry_with_anything",
+    "entry_bits",
     "generator",
     "idle",
     "pack",
@@ -33,6 +35,8 @@ __all__ = [
 
 PARAMETERS = parameters()
 CONFIG = Config(**PARAMETERS["config"])
+FIELDS = {str(name): field for name, field in data.Layout.cast(LayerEntry)}
+"""Of a layer-table entry."""
 LIMIT_MS = 5
 """Longest that a test may take, 100,000 cycles a millisecond: a device that hangs fails."""
 
@@ -54,19 +58,16 @@ def generator() -> np.random.Generator:
     return np.random.default_rng(random.getrandbits(64))
 
 
-def entry_with_anything(entry: Mapping[str, int]) -> int:
+def entry_bits(entry: Mapping[str, int]) -> int:
     """Return the bits of a layer-table entry; what a block does not read of it is anything."""
-    fields = data.Layout.cast(LayerEntry)
-    values = {str(name): random.getrandbits(field.width) for name, field in fields}
+    values = {name: random.getrandbits(field.width) for name, field in FIELDS.items()}
     return int.from_bytes(pack_struct(LayerEntry, **(values | dict(entry))), "little")
 
 
 def unread() -> dict[str, int]:
     """Draw the fields of an entry that only a device reads which takes differences itself."""
-    if CONFIG.reference_depth:
-        return {}
-    bits = {"zero_point": 8, "threshold": 8, "reference_base": 24, "decision": 8, "decides": 1}
-    return {name: random.getrandbits(width) for name, width in bits.items()}
+    names = () if CONFIG.reference_depth else sorted(OF_INPUTS)
+    return {name: random.getrandbits(FIELDS[name].width) for name in names}
 
 
 def chance(share: float) -> bool:

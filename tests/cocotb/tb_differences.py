@@ -7,16 +7,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
-from gateware import (
-    CONFIG,
-    LIMIT_MS,
-    PARAMETERS,
-    chance,
-    entry_with_anything,
-    generator,
-    idle,
-    pulse,
-)
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, entry_bits, generator, idle, pulse
 
 from ditto.hdl.differences import Differencer
 from ditto.hdl.protocol import Mode
@@ -61,7 +52,7 @@ class Bench:
 
     async def begin(self, entry: dict[str, int], mode: Mode, holds: bool) -> None:
         dut = self.dut
-        dut.entry.value = entry_with_anything(entry)
+        dut.entry.value = entry_bits(entry)
         dut.distance.value = entry["split"] * entry["stride_x"]
         dut.holds.value = holds
         dut.open.value = 1

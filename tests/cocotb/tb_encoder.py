@@ -7,16 +7,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
-from gateware import (
-    CONFIG,
-    LIMIT_MS,
-    PARAMETERS,
-    chance,
-    entry_with_anything,
-    generator,
-    idle,
-    pulse,
-)
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, entry_bits, generator, idle, pulse
 
 from ditto.hdl.difference_buffer import item_of, place_of
 from ditto.hdl.encoder import Encoder
@@ -110,7 +101,7 @@ class Bench:
         cocotb.start_soon(self.writes.watch())
 
     async def begin(self, channels: int) -> None:
-        self.dut.entry.value = entry_with_anything({"channels": channels})
+        self.dut.entry.value = entry_bits({"channels": channels})
         # Nor does it know of inputs and modes.
         for name, bits in (("distance", 8), ("mode", 8), ("holds", 1), ("open", 1), ("inputs", 1)):
             getattr(self.dut, name).value = random.getrandbits(bits)
@@ -220,7 +211,7 @@ async def counts_far_beyond_a_tile(dut: Any, byte: int) -> None:
     """Deltas that find no room are counted, too; one a cycle, with nobody else watching."""
     idle(dut, Encoder(CONFIG))
     await start(dut)
-    dut.entry.value = entry_with_anything({"channels": 1})
+    dut.entry.value = entry_bits({"channels": 1})
     await RisingEdge(dut.clk)
     await pulse(dut, "begin")
     dut.i__payload.value = byte

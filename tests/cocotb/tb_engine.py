@@ -9,10 +9,10 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from amaranth.lib import data
 from cocotb.triggers import FallingEdge, RisingEdge
 from gateware import (
     CONFIG,
+    FIELDS,
     LIMIT_MS,
     PARAMETERS,
     WARM_UP,
@@ -29,8 +29,7 @@ from ditto.hdl.protocol import COUNTERS, MOST_LEAD, Counters, LayerEntry, Mode, 
 from ditto.hdl.protocol import pack as pack_struct
 from ditto.host.device import pack_deltas
 from ditto.sim.cocotb_bench import Sink, Source, start
-from ditto.sim.golden import Golden, wrap
-from ditto.sim.golden import split as digits_of
+from ditto.sim.golden import Golden, split, wrap
 from ditto.sim.spatial import stretched
 from ditto.sim.testbench import pauses
 from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
@@ -244,10 +243,8 @@ async def the_largest_row_runs_exactly(dut: Any) -> None:
     await bench.load(work, number)
     shape = deltas_of(work).shape
     # The most digits, which has low and high ones where there are any; and nothing.
-    most = max(
-        range(1, CONFIG.max_delta + 1),
-        key=lambda d: int(np.count_nonzero(digits_of(np.array([d]), CONFIG))),
-    )
+    deltas = np.arange(1, CONFIG.max_delta + 1)
+    most = int(deltas[np.count_nonzero(split(deltas, CONFIG), axis=-1).argmax()])
     for mode, delta in [(Mode.DENSE, most), (Mode.TEMPORAL, -most), (Mode.TEMPORAL, 0)]:
         await bench.encode(number, np.full(shape, delta))
         await bench.run(work, number, mode, f"deltas of {delta}")
@@ -341,9 +338,8 @@ async def refused_layers(bench: Bench, work: Workload) -> None:
         {"kernel_height": kernel[0], "kernel_width": kernel[1]},
     ]
     # Every bit of a size counts.
-    layout = dict(data.Layout.cast(LayerEntry))
     for name, most in CONFIG.largest.items():
-        bits = range(most.bit_length(), layout[name].width)
+        bits = range(most.bit_length(), FIELDS[name].width)
         wrong += [{name: work.entry[name] | 1 << bit} for bit in bits]
     for change in wrong:
         if "split" in change:

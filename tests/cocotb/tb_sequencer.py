@@ -8,24 +8,13 @@ from typing import Any, NamedTuple
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge
-from gateware import (
-    CONFIG,
-    LIMIT_MS,
-    PARAMETERS,
-    chance,
-    entry_with_anything,
-    generator,
-    idle,
-    pack,
-    pulse,
-)
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, chance, entry_bits, generator, idle, pack, pulse
 
 from ditto.hdl.difference_buffer import place_of
-from ditto.hdl.protocol import MOST_LEAD
 from ditto.hdl.sequencer import Sequencer, entry_of, geometry_of, row_of, slot_range
 from ditto.sim.cocotb_bench import start
 from ditto.sim.golden import shares, taps
-from ditto.sim.spatial import stretched
+from ditto.sim.spatial import has_room, may_be_spatial, stretched
 from ditto.sim.workload import random_workload
 
 RUNS: int = PARAMETERS["runs"]
@@ -33,7 +22,6 @@ SLOTS = len(slot_range(CONFIG))
 LATENCY = 6
 """Cycles from the walk over a row's last tap until the row is pushed."""
 
-PUSHED = ("low", "high", "row")
 Entry = tuple[int, int, int]
 
 
@@ -185,6 +173,19 @@ class Bench:
         await start(self.dut)
         await pulse(self.dut, "stop")
 
+    def is_pushing(self) -> bool:
+        return any(int(getattr(self.dut, f"work__push_{n}").value) for n in ("low", "high", "row"))
+
+    async def begin(self, entry: dict[str, int], share: int, *, is_spatial: bool) -> None:
+        """Start the walk over a share of an entry."""
+        dut = self.dut
+        dut.entry.value = entry_bits(entry)
+        dut.geometry.value = geometry(entry, is_spatial=is_spatial)
+        dut.share.value = share
+        for _ in range(2):
+            await RisingEdge(dut.clk)
+        await pulse(dut, "start")
+
     async def run(self, entry: dict[str, int], *, longest: int, stop_at: int | None = None) -> None:
         """Run an entry, up to the cycle ``stop_at``.
 
@@ -192,21 +193,13 @@ class Bench:
         """
         dut = self.dut
         share = random.randrange(entry["split"])
-        may_be_spatial = (
-            entry["lead"] * entry["split"] * entry["stride_x"] <= MOST_LEAD
-            and stretched(entry)["positions"] <= CONFIG.positions
-        )
-        is_spatial = may_be_spatial and chance(0.5)
+        is_possible = may_be_spatial(entry | {"spatial": 1}) and has_room(entry, CONFIG)
+        is_spatial = is_possible and chance(0.5)
         places = random_places(stretched(entry) if is_spatial else entry)
         wanted = expected(entry, share, places, is_spatial)
         tap_count = entry["kernel_height"] * entry["kernel_width"]
         ahead = CONFIG.rows_ahead(tap_count)
-        dut.entry.value = entry_with_anything(entry)
-        dut.geometry.value = geometry(entry, is_spatial=is_spatial)
-        dut.share.value = share
-        for _ in range(2):
-            await RisingEdge(dut.clk)
-        await pulse(dut, "start")
+        await self.begin(entry, share, is_spatial=is_spatial)
 
         pending: deque[int] = deque()  # when each row that was pushed will be freed
         freed: list[int] = []
@@ -223,9 +216,8 @@ class Bench:
             dut.stop.value = is_stopped
             await FallingEdge(dut.clk)
             where = f"{entry}, share {share}, cycle {cycle}, row {number}"
-            pushes = [int(getattr(dut, f"work__push_{name}").value) for name in PUSHED]
             # What is freed is heard in the cycle after.
-            assert not (was_steady and any(pushes)), f"{where}: pushed, but was steady"
+            assert not (was_steady and self.is_pushing()), f"{where}: pushed, but was steady"
             was_steady = bool(int(dut.steady.value)) and not free
             if int(dut.work__push_row.value):
                 assert number < len(wanted), f"{where}: a row too many"
@@ -282,8 +274,7 @@ class Bench:
         if is_stopped:
             for _ in range(random.randint(0, 10)):
                 await FallingEdge(dut.clk)
-                pushes = [int(getattr(dut, f"work__push_{name}").value) for name in PUSHED]
-                assert not any(pushes), "after stop"
+                assert not self.is_pushing(), "after stop"
                 await RisingEdge(dut.clk)
         else:
             # The walk may still be on its way over empty output rows.
@@ -348,24 +339,19 @@ async def an_entry_with_more_rows_than_words_overruns(dut: Any, more: int) -> No
     """Fill all words of the buffer, and begin no row after them."""
     bench = Bench(dut)
     await bench.start()
-    for is_spatial in (False, True):
+    # A row in each tile, or four in two lines.
+    for is_spatial, side in [(False, 1), (True, 1), (False, 2), (True, 2)]:
         entry = wild_entry() | {"tiles": CONFIG.accumulator_rows + more, "weight_base": 0}
-        entry |= {"out_height": 1, "out_width": 1, "split": 1, "skew": 0}
+        entry |= {"out_height": side, "out_width": side, "split": 1, "skew": 0}
         entry |= {"lead": 1, "stride_x": 1}
-        dut.entry.value = entry_with_anything(entry)
-        dut.geometry.value = geometry(entry, is_spatial=is_spatial)
-        dut.share.value = 0
-        for _ in range(2):
-            await RisingEdge(dut.clk)
-        await pulse(dut, "start")
-        rows = written = 0
+        overruns = bool(more) or side > 1
+        await bench.begin(entry, 0, is_spatial=is_spatial)
+        written = quiet = 0
         has_overrun = False
-        quiet = 0
         while quiet < 300:
             await FallingEdge(dut.clk)
             pushed = int(dut.work__push_row.value)
             row = bench.row_layout.from_bits(int(dut.work__row.value))
-            rows += pushed
             written += pushed and not row.virtual
             assert written <= CONFIG.accumulator_rows
             has_overrun |= bool(int(dut.overrun.value))
@@ -373,7 +359,7 @@ async def an_entry_with_more_rows_than_words_overruns(dut: Any, more: int) -> No
             dut.free_row.value = pushed
             quiet = 0 if pushed else quiet + 1
         dut.free_row.value = 0
-        assert (written, has_overrun) == (CONFIG.accumulator_rows, bool(more))
-        assert int(dut.ended.value) == (not more)
+        assert (written, has_overrun) == (CONFIG.accumulator_rows, overruns)
+        assert int(dut.ended.value) == (not overruns)
         await pulse(dut, "stop")
         await bench.run(random_entry(), longest=5)

@@ -253,7 +253,7 @@ class CommandMachineProof(Proof):
         self.cover(gives & identifies & (given == 3))
         self.cover(gives & o.p.last & ~session)
         if self.is_short:
-            ok = Mux(given == 3, o.p.data == Status.OK.value, status == Status.OK)
+            ok = o.p.data == Status.OK.value
             for op in (Opcode.RESET, Opcode.WRITE, Opcode.RUN):
                 self.cover(gives & (given == 3) & fresh & (header.op == op) & ok)
             self.cover(gives & repeats & (given == 3))
