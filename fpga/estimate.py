@@ -45,10 +45,10 @@ _SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
 _BYTE = 9  # bits that are written apart
 _BLOCK_COST, _CELL_COST = 128, 4
 
-RESERVED = 6
+RESERVED_BITS = 6
 """Bits of a layer-table entry that nobody reads."""
 
-_OF_INPUTS = 49
+OF_INPUTS_BITS = 49
 """Bits of a layer-table entry that are for tiles of inputs alone."""
 
 _RING = (512, 8)  # what the framer sends
@@ -100,7 +100,7 @@ def memories(config: Config) -> Mapped:
         width = memory.width
         if memory.name == "layers":
             # What nobody reads is left out.
-            width -= RESERVED + (0 if config.reference_depth else _OF_INPUTS)
+            width -= RESERVED_BITS + (0 if config.reference_depth else OF_INPUTS_BITS)
         each = map_memory(memory.depth, width, readers.get(memory.name, 1))
         mapped += [each] * memory.count
     return Mapped(*map(sum, zip(*mapped, strict=True)))

@@ -21,17 +21,13 @@ from ditto.hdl.adder import SelectAdder
 from ditto.hdl.config import Config
 from ditto.hdl.difference_buffer import item_of
 from ditto.hdl.multiplier import word_of
-from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.protocol import OF_INPUTS, LayerEntry
 from ditto.hdl.register import OwnRegister
 
-__all__ = ["OF_INPUTS", "Ice40"]
+__all__ = ["Ice40"]
 
 _BLOCK_WORD, _BLOCK_DEPTH = 16, 256
 _SINGLE_WORD, _SINGLE_DEPTH = 16, 1 << 14
-
-OF_INPUTS = {"decides", "decision", "zero_point", "threshold", "reference_base"}
-"""Fields of the layer table that only a device reads which takes differences itself."""
-
 
 _ENTRY = Layout.cast(LayerEntry)
 _ENTRY_BITS = Shape.cast(_ENTRY).width

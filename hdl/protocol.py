@@ -45,6 +45,7 @@ __all__ = [
     "MAGIC",
     "MOST_LEAD",
     "NO_BUILD",
+    "OF_INPUTS",
     "VERSION",
     "CommandError",
     "CommandHeader",
@@ -248,6 +249,10 @@ class LayerEntry(data.Struct):
     threshold: 8
     #: First byte of the entry's inputs in the reference buffer.
     reference_base: 24
+
+
+OF_INPUTS = frozenset({"decides", "decision", "zero_point", "threshold", "reference_base"})
+"""Fields of a :class:`LayerEntry` that only a device reads which takes differences itself."""
 
 
 class Decision(data.Struct):

@@ -10,9 +10,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
-from ditto.fpga.ice40 import OF_INPUTS
 from ditto.hdl.config import Config
-from ditto.hdl.protocol import LayerEntry
+from ditto.hdl.protocol import OF_INPUTS, LayerEntry
 from ditto.hdl.protocol import pack as pack_struct
 from ditto.sim.cocotb_bench import parameters
 from ditto.sim.workload import Workload

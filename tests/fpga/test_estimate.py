@@ -10,7 +10,8 @@ import pytest
 
 from ditto.fpga.estimate import (
     FITTED,
-    RESERVED,
+    OF_INPUTS_BITS,
+    RESERVED_BITS,
     Estimate,
     estimate,
     features,
@@ -90,12 +91,14 @@ def test_memories_are_mapped_as_yosys_does(
     assert map_memory(depth, width, readers)[:2] == (brams, cells)
 
 
-def test_reserved_bits_are_those_of_the_layer_table() -> None:
+def test_unread_bits_are_those_of_the_layer_table() -> None:
     from amaranth.lib.data import Layout
 
-    from ditto.hdl.protocol import LayerEntry
+    from ditto.hdl.protocol import OF_INPUTS, LayerEntry
 
-    assert Layout.cast(LayerEntry)["reserved"].width == RESERVED
+    fields = Layout.cast(LayerEntry)
+    assert fields["reserved"].width == RESERVED_BITS
+    assert sum(fields[name].width for name in OF_INPUTS) == OF_INPUTS_BITS
 
 
 def test_memories_shrink_until_the_part_has_blocks_for_them() -> None:
