@@ -23,6 +23,7 @@ from ditto.sim.cocotb_runner import run_cocotb
 
 sys.path.append(str(Path(__file__).parents[1] / "cocotb"))
 import test_cocotb_blocks as default  # noqa: E402  # pyright: ignore[reportMissingImports]
+from preset import PresetEngine  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 __all__ = ["CONFIGS", "COVERED", "TABLE", "Bench"]
 
@@ -89,18 +90,19 @@ TABLE = {
         Sequencer, "sequencer", {"runs": 60}, {"sequencer": ALL}, CONFIG | {"accumulator_rows": 69}
     ),
     "engine": Bench(
-        Engine,
+        PresetEngine,
         "engine",
-        {"runs": 1, "resets": 6},
+        {"runs": 3, "resets": 5, "has_preset": True},
         {
             "multiplier (blocks)": r"cluster_\d+\.array\.products_\d+",
             "column": r"cluster_\d+\.array\.column_\d+.*",
             "array": r"cluster_\d+\.array",
             "lanes": r"cluster_\d+\.lanes.*",
             "cluster": r"cluster_\d+(\.(\w+_register|weights|accumulators))?",
+            "table of decisions": r"decisions.*",
             "engine": r"(layers)?",
         },
-        SMALL,
+        SMALL | {"reference_depth": 300, "neighbour_depth": 40},
     ),
     "tables": Bench(
         Engine,
