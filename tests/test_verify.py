@@ -23,7 +23,7 @@ def test_the_page_is_written_from_the_results() -> None:
     verify = load()
     results = json.loads(verify.RESULTS.read_text(encoding="utf-8"))
     assert verify.PAGE.read_text(encoding="utf-8") == verify.page(
-        results["parts"], results["gateware"]
+        results["parts"], results["digests"]
     )
 
 
@@ -40,20 +40,21 @@ def test_what_is_below_its_target_is_shown_so() -> None:
         "lint": ran | {"cases": [{"name": "a", "state": "failed"}]},
         "multipliers": ran | {"cases": [{"name": "a", "state": "passed"}]},
     }
-    text = verify.page(results, "ab")
+    text = verify.page(results, {"gateware": "ab", "host": "cd"})
     assert "| rows | 100 | 80 | 10 | 88.9% | 95% of 100: **below target** |" in text
     assert "- 3: `-mode inv`: not explained" in text
     assert "| rows | 97.0% | 89.0% | 90%: **below target** |" in text
     assert "39 passed: **below target**." in text
     assert "1 failed: **below target**." in text
     assert "1 passed: met." in text
-    assert text.count("Not measured: **below target**.") == 4 + len(verify.evidence_link.SECTIONS)
+    assert text.count("Not measured: **below target**.") == 6 + len(verify.evidence_link.SECTIONS)
 
 
 def of(name: str, **result: object) -> str:
     verify = load()
     ran = {"command": "python x", "commit": "0", "seconds": 1, "cases": [], "blocks": []}
-    text = verify.page({name: ran | {"gateware": "ab"} | result}, "ab")
+    today = {"gateware": "ab", "host": "cd"}
+    text = verify.page({name: ran | today | result}, today)
     # The section of the part, which is not that of those that were not measured.
     (section,) = [part for part in text.split("\n## ") if "`python x`" in part]
     return section
@@ -102,8 +103,10 @@ def test_mutants_that_live_are_shown() -> None:
 
 def test_parts_of_other_gateware_and_parts_without_an_end_are_shown() -> None:
     assert "earlier gateware" not in of("lint")
-    assert "**Of earlier gateware** (cd)" in of("lint", gateware="cd")
-    assert "earlier gateware" not in of("fuzz", gateware="cd")
+    assert "**Of earlier gateware** (ef)" in of("lint", gateware="ef")
+    assert "earlier" not in of("fuzz", gateware="ef")
+    assert "earlier" not in of("lint", host="ef")
+    assert "**Of earlier code** (ef)" in of("fuzz", host="ef")
     assert "Ended after 7 s, before it was through: below target" in of("power-up", ended_after=7)
 
 

@@ -43,6 +43,11 @@ PARTS = {
     "formal": Part(["-m", "pytest", "tests/formal"], 1200),
     "formal-long": Part(["-m", "pytest", "tests/formal", "-m", "long"], 1800),
     "lint": Part(["-m", "pytest", "tests/fpga/test_lint.py"], 300),
+    "icarus": Part(["-m", "pytest", "tests/cocotb", "-k", "icarus"], 900),
+    "skip": Part(
+        ["-m", "pytest", "tests/cocotb/test_skip.py", "-m", "long or not long"],
+        900,
+    ),
     "multipliers": Part(["-m", "pytest", "tests/hdl/test_multiplier.py"], 900),
     "matrix": Part(
         ["-m", "pytest", "tests/sim/test_device.py", "-k", "counters_are_those"]
@@ -65,6 +70,8 @@ PARTS |= {
     for bench, limit in BENCHES.items()
 }
 PARTS |= {name: Part(*part) for name, part in evidence_link.PARTS.items()}
+#: What the evidence is of; a part is of the first, unless it is of the second.
+SOURCES = {"gateware": ["hdl"], "host": ["hdl", "host", "sim"]}
 OF_THE_HOST = ("fuzz", "fuzz-by-coverage", "mutation-host", "coverage-host")
 MATRIX_TARGET = 40
 MUTANTS_TARGET = 100
@@ -136,7 +143,7 @@ class Run:
         result: dict[str, Any] = {
             "command": text_of(self.part.arguments),
             "commit": commit(),
-            "gateware": gateware(),
+            **{of: digest(of) for of in SOURCES},
             "seconds": round(seconds),
             "processor": round(usage.ru_utime + usage.ru_stime),
         }
@@ -165,6 +172,8 @@ def run_all(
     keep: Callable[[str, dict[str, Any]], None],
 ) -> None:
     """Run parts, the longest first, so that none of them is left alone at the end.
+
+    How long one is follows from its limit.
 
     Parameters
     ----------
@@ -214,12 +223,13 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def gateware() -> str:
-    """Return a digest of the gateware's sources."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "hdl").glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:8]
+def digest(of: str) -> str:
+    """Return a digest of the sources of one of :data:`SOURCES`."""
+    found = hashlib.sha256()
+    for folder in SOURCES[of]:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -240,16 +250,17 @@ def read_report(path: Path) -> dict[str, Any]:
     return {"cases": cases}
 
 
-def run_of(result: dict[str, Any], today: str | None = None) -> str:
-    """Say how a result was measured; ``today`` is the gateware that the page is about."""
+def run_of(name: str, result: dict[str, Any], today: dict[str, str]) -> str:
+    """Say how a part was measured; ``today`` are the digests that the page is about."""
     spent = (
         f"{result['processor']} processor seconds"
         if "processor" in result
         else f"{result['seconds']} s"
     )
     text = f"`{result['command']}` at {result['commit']}, {spent}."
-    if today is not None and result.get("gateware") != today:
-        text += f" **Of earlier gateware** ({result.get('gateware', 'not recorded')})."
+    of, what = ("host", "code") if name in OF_THE_HOST else ("gateware", "gateware")
+    if result.get(of) != today[of]:
+        text += f" **Of earlier {what}** ({result.get(of, 'not recorded')})."
     if "ended_after" in result:
         text += f" **Ended after {result['ended_after']} s, before it was through: below target.**"
     return text
@@ -379,15 +390,15 @@ def below(lines: list[str]) -> list[str]:
         if line.startswith("## "):
             title = line.removeprefix("## ")
         if (
-            re.search(r"below target|earlier gateware\*\*|\*\*failed|\*\*skipped", line)
+            re.search(r"below target|earlier (gateware|code)\*\*|\*\*failed|\*\*skipped", line)
             and title not in found
         ):
             found.append(title)
     return found
 
 
-def page(results: dict[str, Any], today: str) -> str:
-    """Write the page about the gateware of a digest."""
+def page(results: dict[str, Any], today: dict[str, str]) -> str:
+    """Write the page about the sources of some digests."""
     lines = [
         "# Verification",
         "",
@@ -395,7 +406,8 @@ def page(results: dict[str, Any], today: str) -> str:
         "",
         "What speaks for the gateware, measured by the commands shown. `make verify` runs all of "
         "it and writes this page; anything below its target is shown as such. The digest of the "
-        f"gateware's sources (`hdl/*.py`) is {today}; what is of others says so.",
+        f"gateware's sources (`hdl/*.py`) is {today['gateware']}, with those of `host` and `sim` "
+        f"{today['host']}; what is of others says so.",
     ]
     head = len(lines)
 
@@ -405,7 +417,7 @@ def page(results: dict[str, Any], today: str) -> str:
             lines.append(f"Not measured: {verdict(False)}.")
             return None
         result = results[name]
-        lines.append(run_of(result, None if name in OF_THE_HOST else today))
+        lines.append(run_of(name, result, today))
         lines.append("")
         return result
 
@@ -451,11 +463,23 @@ def page(results: dict[str, Any], today: str) -> str:
         "those that are not proven equivalent.",
         "",
     ]
-    mutated = [results[f"mutation-{bench}"] for bench in BENCHES if f"mutation-{bench}" in results]
-    lines += [f"- {run_of(result, today)}" for result in mutated]
+    names = [name for bench in BENCHES if (name := f"mutation-{bench}") in results]
+    mutated = [results[name] for name in names]
+    lines += [f"- {run_of(name, results[name], today)}" for name in names]
     if missing := [bench for bench in BENCHES if f"mutation-{bench}" not in results]:
         lines.append(f"- Not measured: {', '.join(missing)}: {verdict(False)}.")
     lines += ["", *mutation(mutated)]
+    if result := part(
+        "skip",
+        "Mutants of the skip",
+        "Defects that break nothing but the skipping. On the engine's bench with its comparison "
+        "of values alone each of them passes; with that of the counters, each is found.",
+    ):
+        lines += [
+            f"- {case['name'].partition('[')[2].rstrip(']')}: {case['state']}"
+            for case in result["cases"]
+        ]
+        lines += ["", f"{tally(result['cases'])}: {verdict(is_fine(result))}."]
     if result := part(
         "functional",
         "Functional coverage",
@@ -486,6 +510,12 @@ def page(results: dict[str, Any], today: str) -> str:
         "Lint",
         "Verilator -Wall on the Verilog of three devices. What it may say is explained in "
         "`tests/fpga/lint.vlt`.",
+    ):
+        lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
+    if result := part(
+        "icarus",
+        "A second simulator",
+        "The benches run on Icarus Verilog, too: other rules for what has no value yet.",
     ):
         lines.append(f"{tally(result['cases'])}: {verdict(is_fine(result))}.")
     total = sum(result.get("processor", result["seconds"]) for result in results.values())
@@ -525,9 +555,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM"))
 
     def write() -> None:
-        results["gateware"] = gateware()
+        results["digests"] = {of: digest(of) for of in SOURCES}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(results["parts"], results["gateware"]), encoding="utf-8")
+        PAGE.write_text(page(results["parts"], results["digests"]), encoding="utf-8")
 
     def keep(name: str, result: dict[str, Any]) -> None:
         results["parts"][name] = result
