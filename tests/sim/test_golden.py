@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import CommandError, Mode, Status
+from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, Timing, schedule
 from ditto.sim.golden import Golden, split
 from ditto.sim.spatial import spatial
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
@@ -168,6 +169,50 @@ def test_a_row_takes_as_long_as_its_busiest_lane(
     assert (counters.items, counters.stall_row) == (items, lanes * length - items)
     assert lanes * counters.cycles - counters.stall_item == lanes * length
     assert counters.stall_cluster == 0
+
+
+def walk(lengths: list[int], gaps: list[int], taps: int, config: Config) -> Timing:
+    """Step through a run, cycle by cycle: a sequencer that walks, and lanes that follow it."""
+    ahead = config.rows_ahead(taps)
+    known = dict.fromkeys(range(min(ahead, len(lengths))), -LIST_LATENCY)  # before the run
+    walking, skips, steps = ahead, 0, taps
+    done: list[int] = []
+    left = lengths[0]
+    cycle = busy = 0
+    while len(done) < len(lengths):
+        row = len(done)
+        is_free = walking < ahead + row  # rows that are done make room
+        works = cycle >= START_LATENCY and row in known and cycle >= known[row] + LIST_LATENCY
+        if walking < len(lengths):
+            if skips:
+                skips -= 1
+            elif is_free:
+                steps -= 1
+                if not steps:
+                    known[walking] = cycle + 1
+                    walking, steps = walking + 1, taps
+                    skips = gaps[walking] if walking < len(lengths) else 0
+        cycle += 1
+        if works:
+            busy, left = busy + 1, left - 1
+            if not left:
+                done.append(cycle)
+                left = lengths[row + 1] if row + 1 < len(lengths) else 0
+    return Timing(cycles=cycle + RUN_LATENCY, busy=busy)
+
+
+@given(st.data())
+def test_a_schedule_is_what_a_run_takes_cycle_by_cycle(data: st.DataObject) -> None:
+    taps = data.draw(st.sampled_from([1, 2, 3, 9]))
+    config = replace(CONFIG, list_depth=data.draw(st.sampled_from([9, 16, 32])))
+    rows = st.tuples(st.sampled_from([1, 1, 2, 5, 20]), st.sampled_from([0, 0, 1, 4, 30]))
+    lengths, gaps = zip(*data.draw(st.lists(rows, min_size=1, max_size=40)), strict=True)
+    found = schedule(lengths, gaps, taps, config)
+    assert found == walk(list(lengths), list(gaps), taps, config)
+
+
+def test_a_share_without_positions_takes_no_cycle() -> None:
+    assert schedule([], [], 9, CONFIG) == Timing(cycles=0, busy=0)
 
 
 def test_clusters_that_are_done_wait_for_the_others() -> None:
