@@ -114,10 +114,10 @@ async def bytes_go_to_the_line(dut: Any, stalls: float) -> None:
     sending = cocotb.start_soon(bench.source.send(wanted))
     assert await bench.listen(len(wanted)) == wanted
     await sending
-    # The line rests high.
+    # The line rests high, until there is another byte.
     for _ in range(math.ceil(12 * BIT)):
         await FallingEdge(dut.clk)
-        assert int(dut.tx.value) == 1
+        assert int(dut.tx.value) == 1 and int(dut.i__ready.value)
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
