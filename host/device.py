@@ -198,7 +198,6 @@ class Device:
         self._timeout = timeout
         self._tries = tries
         self._decoder = Decoder()
-        self._is_open = False
         self.resent = 0
         # A random start: answers to an earlier session's commands don't fit.
         self._sequence = secrets.randbelow(1 << 16)
@@ -207,7 +206,6 @@ class Device:
         except BaseException:
             transport.close()
             raise
-        self._is_open = True
         self._capacity = self.config.frame_bytes - _HEADER - CRC_BYTES
 
     @property
@@ -217,7 +215,6 @@ class Device:
 
     def close(self) -> None:
         """Close the transport."""
-        self._is_open = False
         self._transport.close()
 
     def __enter__(self) -> Self:

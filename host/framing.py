@@ -108,8 +108,8 @@ class Decoder:
 
     def _hold(self, part: bytes) -> None:
         """Keep a part of a frame unless that makes it too long."""
-        # A code byte for each block, and one more that some encoders put behind the last full one.
-        longest = self.max_frame + self.max_frame // _LONGEST + 2
+        # A code byte for each block; some encoders put an empty one behind a full one.
+        longest = self.max_frame + self.max_frame // _LONGEST + 1
         if self._is_too_long or len(self._held) + len(part) > longest:
             self._is_too_long = True
             self._held.clear()

@@ -691,8 +691,12 @@ def _cuts(layer: Linear, shape: tuple[int, ...], room: int) -> list[_Cut]:
     """Cut a layer into the fewest bands of almost equal height that fit ``room`` positions."""
     _, width, rows = _rows(layer, shape)
     for count in range(1, rows + 1):
-        edges = [rows * i // count for i in range(count + 1)]
-        cuts = [_cut(layer, shape, a, b) for a, b in zip(edges, edges[1:], strict=False)]
-        if all((cut.end_in - cut.first_in) * width <= room for cut in cuts):
+        cuts = []
+        for i in range(count):
+            cut = _cut(layer, shape, rows * i // count, rows * (i + 1) // count)
+            if (cut.end_in - cut.first_in) * width > room:
+                break  # most often the first: looking at all bands would take a time of rows**2
+            cuts.append(cut)
+        else:
             return cuts
     raise AssertionError("one output row fits, which was checked")

@@ -1,7 +1,8 @@
 """The golden model behind a link: the command machine as a Python object.
 
 This is the specification of the gateware's command machine: what it answers to every command, and
-when it carries one out.
+when it carries one out. Weights below the least, which no driver writes, are taken; what a run then
+makes of them is not specified.
 """
 
 import time
@@ -192,7 +193,7 @@ class GoldenBoard:
             golden.write_decisions(address, np.frombuffer(stored, "<u4").tolist())
         elif words:
             values = unpack_words(stored, config.columns, config.weight_bits)
-            golden.write_weights(bank, address, values)
+            golden.write_weights(bank, address, np.maximum(values, config.min_weight))
         if len(stored) != len(data):
             raise CommandError(Status.BAD_ADDRESS)
 

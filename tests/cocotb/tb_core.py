@@ -1,6 +1,7 @@
 """The whole device against the golden board: every answer, byte for byte, over a stalling link."""
 
 import random
+from itertools import chain, repeat
 from typing import Any
 
 import cocotb
@@ -253,6 +254,28 @@ async def layers_run_exactly(dut: Any, share: float) -> None:
             lost = counters.stall_row + counters.stall_item + counters.stall_cluster
             lanes = CONFIG.clusters * CONFIG.lanes
             assert counters.items + lost == lanes * counters.cycles
+    await bench.silence()
+
+
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
+async def answers_wait_for_the_host(dut: Any) -> None:
+    """Take nothing until the framer's ring is full, and then less than the device could give."""
+    bench = Bench(dut, 0.0)
+    await bench.start()
+    (identity,) = await bench.talk(bench.command(Opcode.IDENTIFY))
+    word = pack_words(np.ones((1, CONFIG.columns), np.int64), CONFIG.weight_bits)
+    commands: list[tuple[Opcode, bytes, dict[str, Any]]] = [
+        (Opcode.WRITE, word, dict(space=Space.WEIGHTS)),
+        (Opcode.READ, b"", dict(count=1, size=1)),
+        (Opcode.COUNTERS, b"", {}),
+        (Opcode.RESET, b"", {}),
+    ]
+    link = bench.command(Opcode.IDENTIFY) * (512 // len(identity))
+    for _ in range(6):
+        for op, data, fields in random.sample(commands, len(commands)):
+            link += bench.command(op, data, **fields)
+    bench.sink.stalls = chain([1500], repeat(5, 300), repeat(0))
+    await bench.talk(link, reads=False)
     await bench.silence()
 
 

@@ -101,9 +101,11 @@ def random_entry() -> dict[str, int]:
     """Make an entry; some find no room."""
     channels = random.choice([1, random.randint(1, CONFIG.channels)])
     split, stride = random.randint(1, CONFIG.clusters), random.choice([1, 2, random.randint(1, 15)])
-    if chance(0.3):
-        channels, split, stride = 1, 1, random.choice([1, random.randint(1, 15)])
     width = random.randint(1, random.choice([min(9, CONFIG.positions), CONFIG.positions]))
+    if chance(0.4):
+        # Most of them fit the ring, and are not wider than the image.
+        channels, split, stride = 1, 1, random.choice([1, random.randint(1, 15)])
+        width = random.randint(min(stride, CONFIG.positions), CONFIG.positions)
     height = random.randint(1, CONFIG.positions // width)
     size = width * height * channels
     last = max(CONFIG.reference_depth - size, 0)

@@ -296,7 +296,11 @@ def long_entry(loop: str) -> dict[str, int]:
     entry[loop] = random.randint(1, min(CONFIG.accumulator_rows, CONFIG.weight_rows))
     if loop == "out_height":
         entry["out_width"] = random.randint(1, max(CONFIG.accumulator_rows // entry[loop], 1))
-        entry["stride_y"] = random.choice([1, 2])
+        # Lines begin with any of the clusters, near the left edge, so that it is seen.
+        split = random.choice([split, CONFIG.clusters])
+        entry |= {"split": split, "skew": random.randrange(split)}
+        entry |= {"stride_y": random.choice([1, 2]), "stride_x": random.randint(1, 15)}
+        entry["pad_left"] = random.choice([0, 0, random.randint(0, 15)])
         # Lines above the image, lines of one column, or some of each.
         height = random.choice([1, CONFIG.positions, min(5, CONFIG.positions)])
         width = CONFIG.positions // height
@@ -306,8 +310,8 @@ def long_entry(loop: str) -> dict[str, int]:
 
 
 def random_entry() -> dict[str, int]:
-    if chance(0.2):
-        return long_entry(random.choice(["tiles", "out_height", "out_width"]))
+    if chance(0.25):
+        return long_entry(random.choice(["tiles", "out_height", "out_height", "out_width"]))
     if chance(0.5):
         return wild_entry()
     return random_workload(generator(), CONFIG, rows=CONFIG.accumulator_rows).entry

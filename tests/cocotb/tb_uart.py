@@ -15,6 +15,11 @@ from ditto.sim.testbench import pauses
 PARAMETERS = parameters()
 RATE: dict[str, int] = PARAMETERS["rate"]
 BIT = RATE["frequency"] / RATE["baud"]
+_UNIT = math.gcd(RATE["frequency"], RATE["baud"])
+_CYCLE, _BIT = RATE["baud"] // _UNIT, RATE["frequency"] // _UNIT
+ENDS = [-(-n * _BIT // _CYCLE) for n in range(1, 11)]
+"""Cycles from the beginning of a start bit to the end of each bit."""
+MIDDLES = [-(-(n * _BIT + _BIT // 2) // _CYCLE) for n in range(10)]
 COUNT: int = PARAMETERS["bytes"]
 FLAGS = ("framing_error", "line_break", "overrun")
 
@@ -68,20 +73,33 @@ class Bench:
                 cycle += length
         self.dut.rx.value = 1
 
+    async def drive_middles(self, byte: int) -> None:
+        """Put a byte on the line whose bits are there only while they have to be sampled."""
+        bits = [0, *(byte >> n & 1 for n in range(8)), 1]
+        levels = [0] * MIDDLES[0]
+        for n in range(1, 10):
+            between = MIDDLES[n] - MIDDLES[n - 1] - 1
+            levels += [1 - bits[n - 1]] * (between // 2) + [1 - bits[n]] * (between - between // 2)
+            levels.append(bits[n])
+        for level in levels:
+            self.dut.rx.value = level
+            await RisingEdge(self.dut.clk)
+
     async def listen(self, count: int) -> list[int]:
-        """Read bytes off the line, each bit in its middle."""
+        """Read bytes off the line, whose bits have to last as long as they should."""
         found = []
         dut = self.dut
         for _ in range(count):
-            cycle = 0
             while int(dut.tx.value):
                 await FallingEdge(dut.clk)
             bits = []
-            for n in range(10):
-                while cycle < math.floor((n + 0.5) * BIT):
+            cycle = 0
+            for end in ENDS:
+                bits.append(int(dut.tx.value))
+                while cycle < end:
+                    assert int(dut.tx.value) == bits[-1], (bits, cycle)
                     await FallingEdge(dut.clk)
                     cycle += 1
-                bits.append(int(dut.tx.value))
             assert bits[0] == 0 and bits[9] == 1, bits
             found.append(sum(bit << n for n, bit in enumerate(bits[1:9])))
         return found
@@ -96,10 +114,10 @@ async def bytes_go_to_the_line(dut: Any, stalls: float) -> None:
     sending = cocotb.start_soon(bench.source.send(wanted))
     assert await bench.listen(len(wanted)) == wanted
     await sending
-    # The line rests high.
+    # The line rests high, until there is another byte.
     for _ in range(math.ceil(12 * BIT)):
         await FallingEdge(dut.clk)
-        assert int(dut.tx.value) == 1
+        assert int(dut.tx.value) == 1 and int(dut.i__ready.value)
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
@@ -127,6 +145,16 @@ async def bytes_come_from_the_line(dut: Any, stalls: float, pause: int) -> None:
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
+async def bits_are_sampled_in_their_middle(dut: Any) -> None:
+    bench = Bench(dut)
+    await bench.start()
+    for byte in some_bytes():
+        await bench.drive_middles(byte)
+        assert (await bench.sink.receive())[0] == byte
+    assert not any(bench.flags.values()), bench.flags
+
+
+@cocotb.test(timeout_time=200, timeout_unit="us")
 async def what_is_no_byte_is_dropped(dut: Any) -> None:
     bench = Bench(dut)
     await bench.start()
@@ -136,9 +164,9 @@ async def what_is_no_byte_is_dropped(dut: Any) -> None:
         await bench.wait(2 * BIT)
         assert bench.flags["framing_error"] == before["framing_error"] + 1
         assert bench.flags["line_break"] == before["line_break"] + (byte == 0)
-        # A disturbance that is over before the middle of a start bit.
+        # A disturbance that is over by the middle of a start bit.
         dut.rx.value = 0
-        await bench.wait(1)
+        await bench.wait(MIDDLES[0] - 1)
         dut.rx.value = 1
         await bench.wait(2 * BIT)
         await bench.drive([byte])
@@ -189,6 +217,7 @@ async def reset_anywhere(dut: Any) -> None:
         dut.rst.value = 0
         await FallingEdge(dut.clk)
         assert int(dut.tx.value) == 1 and not int(dut.o__valid.value)
+        assert int(dut.i__ready.value)
         await RisingEdge(dut.clk)
         byte = random.randrange(256)
         sending = cocotb.start_soon(bench.source.send([byte]))

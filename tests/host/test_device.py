@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ditto.hdl.config import Config
@@ -85,7 +85,8 @@ def test_words_are_packed_low_column_first(columns: int, bits: int, count: int, 
     np.testing.assert_array_equal(unpack_words(raw, columns, bits), words)
 
 
-@given(st.lists(st.integers(-255, 255)))
+@example([-128, -127, -126, 126, 127, 128, 255, 256, -256, -257, 1 << 14])
+@given(st.lists(st.integers(-(1 << 15), (1 << 15) - 1)))
 def test_deltas_of_more_than_a_byte_are_escaped(values: list[int]) -> None:
     want = b"".join(
         bytes([v & 0xFF]) if -127 <= v <= 127 else b"\x80" + v.to_bytes(2, "little", signed=True)
@@ -247,6 +248,14 @@ def test_other_devices_are_refused(answer: bytes, message: str) -> None:
         device_of(Stranger(CONFIG))
 
 
+def test_a_device_tells_what_it_was_made_of() -> None:
+    board = GoldenBoard(CONFIG)
+    build = bytes(range(1, 9))
+    board._execute = lambda header, data: identity(CONFIG.digest, CONFIG.pack(), build)
+    device = device_of(board)
+    assert (device.build, device.config) == (build, CONFIG)
+
+
 @pytest.mark.parametrize("length", [0, 35, 37])
 def test_an_answer_that_is_no_counters(length: int) -> None:
     board = GoldenBoard(CONFIG)
@@ -393,6 +402,15 @@ def test_commands_that_make_no_sense() -> None:
         start=1,
     ):
         assert raw(sequence, op, **fields)[0] is want, (op, fields)
+
+
+def test_weights_that_no_driver_writes_are_taken() -> None:
+    raw = Raw()
+    raw(0, Opcode.IDENTIFY)
+    least = pack_words(np.full((2, CONFIG.columns), -64), CONFIG.weight_bits)
+    fields = {"space": Space.WEIGHTS, "address": CONFIG.weight_rows - 1}
+    assert raw(1, Opcode.WRITE, least[: len(least) // 2], **fields)[0] is Status.OK
+    assert raw(2, Opcode.WRITE, least, **fields)[0] is Status.BAD_ADDRESS
 
 
 def test_runs_that_make_no_sense() -> None:

@@ -108,11 +108,28 @@ def test_longest_frame_and_one_byte_more() -> None:
     assert decoder.dropped == 8
 
 
+@pytest.mark.parametrize("longest", [64, 253, 254, 255, 507, 508, 509, 1016])
+def test_the_longest_frame_of_full_blocks_may_have_a_code_byte_more(longest: int) -> None:
+    """Such frames are the longest that a decoder has to hold, in one piece or in many."""
+    body = next(
+        body
+        for n in range(1, 256)
+        if 0 not in crc32(body := bytes([n]) * (longest - 4)).to_bytes(4)
+    )
+    stuffed = frame(body)
+    decoder = Decoder(max_frame=longest)
+    is_full = longest % 254 == 0
+    link = stuffed + (b"\1\0" if is_full else b"\0")
+    assert decoder.feed(link) == [body]
+    assert [found for byte in link for found in decoder.feed(bytes([byte]))] == [body]
+    assert decoder.feed(encode(body + b"\7")) == [] and decoder.dropped == 1
+
+
 def test_endless_frame_is_dropped_once_and_takes_no_memory() -> None:
     decoder = Decoder(max_frame=100)
-    for _ in range(1000):
-        assert decoder.feed(b"\7" * 50) == []
-        assert len(decoder._held) <= 102
+    for size in [1] * 200 + [50] * 1000:
+        assert decoder.feed(b"\7" * size) == []
+        assert len(decoder._held) <= 101
     assert decoder.feed(encode(b"next")) == [b"next"]
     assert decoder.dropped == 1
 

@@ -32,7 +32,7 @@ def layer_of(outputs: int, channels: int, **geometry: Any) -> Linear:
 def kind_of(layer: Linear) -> str:
     (lowered,) = lower(layer, (1, layer.channels, 8, 8), CONFIG)
     if lowered.gather is not None:
-        return "gather"
+        return "gather" if lowered.layer.taps == 1 else "pixels"
     return "as it is" if lowered.scatter is None else "scatter"
 
 
@@ -48,6 +48,9 @@ def kind_of(layer: Linear) -> str:
         (6, 16, {"kernel": (3, 1)}, "as it is"),  # more than the columns
         (1, 16, {"kernel": (3, 3), "stride": (1, 2)}, "as it is"),  # taps that are not used
         (1, 1, {}, "as it is"),
+        (20, 3, {"kernel": (2, 3), "spacing": (2, 3)}, "scatter"),  # outputs that do not overlap
+        (20, 3, {"kernel": (2, 3), "spacing": (3, 4)}, "scatter"),
+        (20, 3, {"kernel": (2, 3), "spacing": (2, 2)}, "pixels"),  # they do, in one axis
     ],
 )
 def test_what_is_lowered(outputs: int, channels: int, geometry: dict[str, Any], kind: str) -> None:
@@ -140,6 +143,9 @@ def test_lowered_layers_are_exact(
         assert part.fan in (part.layer.outputs, part.layer.outputs * groups) or groups > 1
         image = part.layer.image(part.shape)
         assert not part.is_written and not part.is_kept
+        # What is summed on the host has its bias there.
+        bias = layer.bias[part.makes] if part.scatter is None else np.zeros(part.layer.outputs)
+        np.testing.assert_array_equal(part.layer.bias, bias)
         own = sums(part.layer, part.deltas(values), (1, part.layer.channels, *image))
         got[:, part.makes] = part.outputs(own)
     np.testing.assert_array_equal(got, want)
@@ -167,4 +173,4 @@ def test_products_have_a_part_for_each_side_of_each_head(fixed: bool) -> None:
         assert (layer.low, layer.high, layer.input_scale) == (-128, 127, 1)
         assert layer.weights.shape == (layer.outputs, 1, layer.channels)
         assert layer.weights.dtype == np.int8 and not layer.weights.any() and not layer.bias.any()
-        assert (layer.weight_scales == 1).all()
+        assert (layer.weight_scales == 1).all() and layer.weight_scales.dtype == np.float32

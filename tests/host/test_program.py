@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -273,3 +274,16 @@ def test_taps_of_a_band_stay_inside_it() -> None:
     for band in program.layers[0].bands:
         tap = taps(band.entry)
         assert tap.max() < band.entry["positions"] and (tap >= 0).any()
+
+
+def test_bands_of_a_large_image_are_found_in_seconds() -> None:
+    """Looking at all bands for each number of them would take ten times as long."""
+    layer = layer_of(2, 9)
+    config = replace(CONFIG, accumulator_rows=1 << 16, layers=1 << 12)
+    start = time.process_time()
+    (placement,) = Program([layer], [(1, 9, 400, 400)], config).layers
+    assert time.process_time() - start < 8
+    bands = [band.entry["positions"] for band in placement.bands]
+    room = config.item_depth // (9 * config.digits)
+    assert sum(bands) == 400 * 400 and len(bands) == -(-400 * 400 // room)
+    assert room - 1 <= min(bands) <= max(bands) <= room

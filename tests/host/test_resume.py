@@ -282,7 +282,7 @@ def test_the_file_is_written_no_more_than_once_in_a_second_and_when_there_is_new
         now += 1.5
         checkpoint.record(0, state(2))
         first = path.read_bytes()
-        now += 0.5
+        now += 1.0
         checkpoint.record(0, state(3))
         assert path.read_bytes() == first
         raise KeyError
@@ -292,6 +292,52 @@ def test_the_file_is_written_no_more_than_once_in_a_second_and_when_there_is_new
         assert checkpoint.states[0].step == 3
         raise KeyError
     assert path.stat().st_mtime == 0
+    with pytest.raises(KeyError), Checkpoint(path, {}, resume=True) as checkpoint:
+        now += 1.5
+        checkpoint.record(0, state(4))
+        assert path.stat().st_mtime > 0
+        os.utime(path, (0, 0))
+        raise KeyError
+    assert path.stat().st_mtime == 0
+
+
+def refusal(path: Path, identity: dict[str, str]) -> str:
+    with pytest.raises(ResumeError) as error:
+        Checkpoint(path, identity, resume=True).__enter__()
+    return str(error.value)
+
+
+def test_every_difference_to_the_other_run_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with pytest.raises(KeyError), Checkpoint(path, {"a": "1", "b": "2"}, resume=False) as other:
+        other.record(0, state(1))
+        raise KeyError
+    assert refusal(path, {"a": "3", "c": "4"}) == (
+        f"{path} is of another run: a was 1 and is 3, b was 2 and is None, c was None and is 4. "
+        "Repeat that run's command with --resume, or delete the file"
+    )
+    # A later release may keep something else.
+    arrays = dict(np.load(path))
+    facts = json.loads(arrays["facts"].tobytes()) | {"format": 2}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    assert "is of another run: format was 2 and is 1. Rep" in refusal(path, {"a": "1", "b": "2"})
+
+
+def test_refusals_say_what_to_do(tmp_path: Path) -> None:
+    folder, path = tmp_path / "folder", tmp_path / "state"
+    folder.mkdir()
+    assert re.fullmatch(rf"cannot read {re.escape(str(folder))}: [A-Z][a-z ]+", refusal(folder, {}))
+    path.write_bytes(b"text")
+    message = r" does not hold the steps of a run \(.*\); delete it and repeat the command "
+    assert re.fullmatch(re.escape(str(path)) + message + "without --resume", refusal(path, {}))
+    with pytest.raises(ResumeError) as error:
+        Checkpoint(path, {}, resume=False).__enter__()
+    assert str(error.value) == (
+        f"{path} has the finished steps of a run that failed; take it up again with --resume, or "
+        "delete the file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -329,7 +375,8 @@ def test_a_disk_that_is_full_does_not_end_a_run(
         checkpoint.record(0, state(1))
         raise LinkError("lost")
     assert not hasattr(error.value, "__notes__")
-    assert "the run cannot be taken up again if it fails: cannot write" in caplog.text
+    (message,) = caplog.messages
+    assert message.startswith(f"the run cannot be taken up again if it fails: cannot write {path}")
     with pytest.raises(ResumeError, match="nothing to take up"):
         Checkpoint(path, {}, resume=True).__enter__()
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import CommandError, Mode, Status
-from ditto.sim.golden import Golden, split
-from ditto.sim.spatial import spatial
+from ditto.sim.cycles import LIST_LATENCY, RUN_LATENCY, START_LATENCY, Timing, schedule
+from ditto.sim.golden import Golden, items, split, taps
+from ditto.sim.spatial import spatial, stretched
 from ditto.sim.workload import DELTAS, random_deltas, random_workload
 
 # Accumulators narrow enough to wrap around.
@@ -112,7 +114,18 @@ def test_a_spatial_run_gives_what_a_dense_one_does(seed: int) -> None:
         if work.entry["spatial"]:
             break
     work.load(golden, 1)
-    values = rng.integers(-128, 128, (work.entry["positions"], work.entry["channels"]))
+    entry, split = work.entry, work.entry["split"]
+    values = rng.integers(-128, 128, (entry["positions"], entry["channels"]))
+    # Items under the window of each position of the lines, those before the image among them.
+    walked = stretched(entry)
+    of_input = np.append(np.stack(items(spatial(values, entry), CONFIG)).sum(axis=(0, 2)), 0)
+    lines = of_input[taps(walked)].sum(axis=1).reshape(walked["out_height"], walked["out_width"])
+    starts = [
+        (line, (cluster + entry["skew"] * y) % split)
+        for cluster in range(CONFIG.clusters)
+        for y, line in enumerate(lines)
+    ]
+    steps = [int(line[at::split].sum()) for line, at in starts if at < entry["out_width"]]
     found = []
     for mode in (Mode.DENSE, Mode.SPATIAL):
         deltas = spatial(values, work.entry) if mode is Mode.SPATIAL else values
@@ -122,6 +135,7 @@ def test_a_spatial_run_gives_what_a_dense_one_does(seed: int) -> None:
         lane_cycles = CONFIG.clusters * CONFIG.lanes * counters.cycles
         stalls = counters.stall_row + counters.stall_item + counters.stall_cluster
         assert counters.items + stalls == lane_cycles
+        assert mode is Mode.DENSE or counters.items == entry["tiles"] * sum(steps)
         rows = golden.read_accumulators(work.entry["accumulator_base"], work.rows)
         found.append([words[:n] for words, n in zip(rows, work.filled, strict=True)])
     for dense, got in zip(*found, strict=True):
@@ -170,6 +184,50 @@ def test_a_row_takes_as_long_as_its_busiest_lane(
     assert counters.stall_cluster == 0
 
 
+def walk(lengths: list[int], gaps: list[int], taps: int, config: Config) -> Timing:
+    """Step through a run, cycle by cycle: a sequencer that walks, and lanes that follow it."""
+    ahead = config.rows_ahead(taps)
+    known = dict.fromkeys(range(min(ahead, len(lengths))), -LIST_LATENCY)  # before the run
+    walking, skips, steps = ahead, 0, taps
+    done: list[int] = []
+    left = lengths[0]
+    cycle = busy = 0
+    while len(done) < len(lengths):
+        row = len(done)
+        is_free = walking < ahead + row  # rows that are done make room
+        works = cycle >= START_LATENCY and row in known and cycle >= known[row] + LIST_LATENCY
+        if walking < len(lengths):
+            if skips:
+                skips -= 1
+            elif is_free:
+                steps -= 1
+                if not steps:
+                    known[walking] = cycle + 1
+                    walking, steps = walking + 1, taps
+                    skips = gaps[walking] if walking < len(lengths) else 0
+        cycle += 1
+        if works:
+            busy, left = busy + 1, left - 1
+            if not left:
+                done.append(cycle)
+                left = lengths[row + 1] if row + 1 < len(lengths) else 0
+    return Timing(cycles=cycle + RUN_LATENCY, busy=busy)
+
+
+@given(st.data())
+def test_a_schedule_is_what_a_run_takes_cycle_by_cycle(data: st.DataObject) -> None:
+    taps = data.draw(st.sampled_from([1, 2, 3, 9]))
+    config = replace(CONFIG, list_depth=data.draw(st.sampled_from([9, 16, 32])))
+    rows = st.tuples(st.sampled_from([1, 1, 2, 5, 20]), st.sampled_from([0, 0, 1, 4, 30]))
+    lengths, gaps = zip(*data.draw(st.lists(rows, min_size=1, max_size=40)), strict=True)
+    found = schedule(lengths, gaps, taps, config)
+    assert found == walk(list(lengths), list(gaps), taps, config)
+
+
+def test_a_share_without_positions_takes_no_cycle() -> None:
+    assert schedule([], [], 9, CONFIG) == Timing(cycles=0, busy=0)
+
+
 def test_clusters_that_are_done_wait_for_the_others() -> None:
     config = replace(CONFIG, clusters=2, lanes=1)
     golden = Golden(config)
@@ -182,6 +240,46 @@ def test_clusters_that_are_done_wait_for_the_others() -> None:
     counters = golden.run(0, Mode.DENSE)
     # Positions 0 and 2 against position 1 alone, a cycle each.
     assert (counters.items, counters.stall_row, counters.stall_cluster) == (2, 1, 1)
+
+
+def test_what_lies_outside_of_the_device_is_refused_by_name() -> None:
+    golden = Golden(CONFIG)
+    words = np.zeros((2, CONFIG.columns))
+
+    def refused(status: Status, what: str, call: Callable[..., Any], *arguments: Any) -> None:
+        with pytest.raises(CommandError, match=f"^{status.name}: {what}$") as caught:
+            call(*arguments)
+        assert caught.value.status is status
+
+    last = CONFIG.weight_rows - 2
+    golden.write_weights(CONFIG.clusters - 1, last, words)
+    refused(Status.BAD_ADDRESS, "weights", golden.write_weights, 0, last + 1, words)
+    cluster = CONFIG.clusters
+    refused(Status.BAD_COMMAND, f"cluster {cluster}", golden.write_weights, cluster, 0, words)
+    refused(Status.BAD_ADDRESS, "layer table", golden.write_layers, CONFIG.layers, [{}])
+    assert golden.read_accumulators(CONFIG.accumulator_rows - 2, 2).shape[1] == 2
+    read = golden.read_accumulators
+    refused(Status.BAD_ADDRESS, "accumulators", read, CONFIG.accumulator_rows - 1, 2)
+    layer = f"layer {CONFIG.layers}"
+    refused(Status.BAD_ADDRESS, layer, golden.write_deltas, CONFIG.layers, words)
+    refused(Status.BAD_COMMAND, "no reference buffer", golden.write_inputs, 0, words)
+    refused(Status.BAD_COMMAND, "no table of decisions", golden.read_decisions, 0, 1)
+    refused(Status.BAD_COMMAND, "no table of decisions", golden.write_decisions, 0, [1])
+    golden = Golden(replace(CONFIG, reference_depth=16))
+    refused(Status.BAD_ADDRESS, layer, golden.write_inputs, CONFIG.layers, words)
+    depth = CONFIG.decision_words
+    golden.write_decisions(depth - 1, [7])
+    assert golden.read_decisions(depth - 1, 1) == [7]
+    refused(Status.BAD_ADDRESS, "table of decisions", golden.read_decisions, depth - 1, 2)
+    refused(Status.BAD_ADDRESS, "table of decisions", golden.write_decisions, depth, [1])
+
+
+def test_a_device_begins_without_deltas_and_layers() -> None:
+    golden = Golden(replace(CONFIG, reference_depth=16))
+    with pytest.raises(CommandError, match="NO_DELTAS: layer 0"):
+        golden.run(0, Mode.DENSE)
+    assert golden.begin_inputs(0, Mode.AUTO) is Mode.DENSE
+    assert not golden.read_accumulators(0, CONFIG.accumulator_rows).any()
 
 
 def test_runs_without_their_state_are_refused() -> None:
