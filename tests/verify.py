@@ -60,7 +60,9 @@ PARTS = {
 }
 #: Seconds that the mutants of a bench may take.
 BENCHES = {
-    **dict.fromkeys("rows buffer framer deframer sequencer uart differences".split(), 700),
+    **dict.fromkeys(
+        "rows buffer framer deframer sequencer uart differences decisions".split(), 700
+    ),
     **dict(encoder=900, tables=1200, core=1500, engine=1900),
 }
 PARTS |= {

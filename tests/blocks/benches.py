@@ -11,6 +11,7 @@ from amaranth.lib import wiring
 from ditto.fpga.axi import AxiDevice
 from ditto.fpga.uart import Uart
 from ditto.hdl.config import Config, Multiplier
+from ditto.hdl.decisions import DecisionTable
 from ditto.hdl.difference_buffer import DifferenceBuffer
 from ditto.hdl.differences import Differencer
 from ditto.hdl.encoder import Encoder
@@ -77,6 +78,13 @@ TABLE = {
         {"differences": ALL},
         CONFIG | {"reference_depth": 150, "neighbour_depth": 22},
     ),
+    "decisions": Bench(
+        DecisionTable,
+        "decisions",
+        {"moves": 300},
+        {"table of decisions": ALL},
+        CONFIG | {"layers": 3, "reference_depth": 1},
+    ),
     "encoder": Bench(Encoder, "encoder", {"tiles": 25, "counts": 5000}, {"encoder": ALL}),
     "buffer": Bench(DifferenceBuffer, "buffers", {"cycles": 1000}, {"difference buffer": ALL}),
     "rows": Bench(
@@ -99,7 +107,6 @@ TABLE = {
             "array": r"cluster_\d+\.array",
             "lanes": r"cluster_\d+\.lanes.*",
             "cluster": r"cluster_\d+(\.(\w+_register|weights|accumulators))?",
-            "table of decisions": r"decisions.*",
             "engine": r"(layers)?",
         },
         SMALL | {"reference_depth": 300, "neighbour_depth": 40},

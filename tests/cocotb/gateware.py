@@ -26,9 +26,9 @@ __all__ = [
     "entry_bits",
     "generator",
     "idle",
+    "of_inputs",
     "pack",
     "pulse",
-    "unread",
     "vector",
 ]
 
@@ -63,10 +63,9 @@ def entry_bits(entry: Mapping[str, int]) -> int:
     return int.from_bytes(pack_struct(LayerEntry, **(values | dict(entry))), "little")
 
 
-def unread() -> dict[str, int]:
-    """Draw the fields of an entry that only a device reads which takes differences itself."""
-    names = () if CONFIG.reference_depth else sorted(OF_INPUTS)
-    return {name: random.getrandbits(FIELDS[name].width) for name in names}
+def of_inputs() -> dict[str, int]:
+    """Draw the fields of an entry that are for tiles of inputs alone."""
+    return {name: random.getrandbits(FIELDS[name].width) for name in sorted(OF_INPUTS)}
 
 
 def chance(share: float) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import FallingEdge, RisingEdge, with_timeout
-from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, pulse, unread
+from gateware import CONFIG, LIMIT_MS, PARAMETERS, WARM_UP, chance, generator, of_inputs, pulse
 
 from ditto.hdl.protocol import (
     CommandHeader,
@@ -172,7 +172,7 @@ def changed(header: bytes, bits: int) -> bytes:
 
 def random_layer(rows: int) -> Workload:
     work = random_workload(generator(), CONFIG, rows=min(rows, CONFIG.accumulator_rows - 1))
-    return work._replace(entry=work.entry | unread())
+    return work._replace(entry=work.entry | of_inputs())
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")

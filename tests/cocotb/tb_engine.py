@@ -19,9 +19,9 @@ from gateware import (
     chance,
     generator,
     idle,
+    of_inputs,
     pack,
     pulse,
-    unread,
     vector,
 )
 from preset import COUNTED, PresetEngine
@@ -43,7 +43,7 @@ from ditto.hdl.protocol import pack as pack_struct
 from ditto.host.device import pack_deltas
 from ditto.sim.cocotb_bench import Sink, Source, start
 from ditto.sim.golden import Golden, split, wrap
-from ditto.sim.spatial import stretched
+from ditto.sim.spatial import edges, has_room, may_be_spatial, stretched
 from ditto.sim.testbench import pauses
 from ditto.sim.workload import DELTAS, Workload, random_deltas, random_workload
 
@@ -93,7 +93,7 @@ class Bench:
     def write_layers(self, first: int, entries: Sequence[dict[str, int]]) -> None:
         self.golden.write_layers(first, entries)
         for number, entry in enumerate(entries, first):
-            raw = pack_struct(LayerEntry, **(entry | unread()))
+            raw = pack_struct(LayerEntry, **entry)
             word = int.from_bytes(raw, "little")
             self.writes.append(dict(layer_en=1, layer_address=number, layer_data=word))
 
@@ -123,10 +123,14 @@ class Bench:
                     getattr(self.dut, name).value = 0
         self.writes.clear()
 
+    async def status(self, task: Any) -> Status:
+        """Give a task, and return how it ended."""
+        await self.tasks.send([task])
+        return Status((await self.results.receive())[0])
+
     async def task(self, number: int, mode: Mode, *, run: bool = True) -> Status:
         """Run an entry in a mode, or begin a tile."""
-        await self.tasks.send([dict(run=run, entry=number, mode=mode)])
-        return Status((await self.results.receive())[0])
+        return await self.status(dict(run=run, entry=number, mode=mode))
 
     async def tile(self, number: int, mode: Mode = Mode.DENSE) -> Status:
         return await self.task(number, mode, run=False)
@@ -151,8 +155,7 @@ class Bench:
 
     async def inputs_tile(self, number: int, mode: Mode) -> Status:
         """Begin a tile of inputs."""
-        await self.tasks.send([dict(run=0, inputs=1, entry=number, mode=mode)])
-        return Status((await self.results.receive())[0])
+        return await self.status(dict(run=0, inputs=1, entry=number, mode=mode))
 
     async def take_inputs(self, number: int, inputs: np.ndarray, mode: Mode) -> Status:
         """Begin a tile of inputs as the golden model does, and send it if that takes it."""
@@ -250,26 +253,44 @@ class Bench:
             np.testing.assert_array_equal(got, wanted[cluster, :words], where)
 
 
-def random_layer(rows: int = 25) -> Workload:
-    """Make a layer whose run is not cut off; it takes tiles of inputs where the device does."""
+def random_layer(rows: int = 25, *, takes_inputs: bool = False) -> Workload:
+    """Make a layer whose run is not cut off; what tiles of deltas do not read may be anything."""
     rows = min(rows, CONFIG.accumulator_rows)
     work = random_workload(generator(), CONFIG, rows=rows)
-    if not CONFIG.reference_depth:
-        return work
-    size = work.entry["positions"] * work.entry["channels"]
-    of_inputs = {
-        "decides": random.getrandbits(1),
-        "decision": random.randrange(CONFIG.layers),
-        "zero_point": random.choice([0, 3, 0xF0]),
-        "threshold": random.choice([0, 0, 2]),
-        "reference_base": random.randint(0, CONFIG.reference_depth - size),
-    }
-    return work._replace(entry=work.entry | of_inputs)
+    entry = work.entry
+    if chance(0.3):
+        entry = anywhere(entry)
+    entry |= of_inputs()
+    if takes_inputs:
+        size = entry["positions"] * entry["channels"]
+        entry |= {
+            "decision": random.randrange(CONFIG.layers),
+            "zero_point": random.choice([0, 3, 0xF0]),
+            "threshold": random.choice([0, 0, 2]),
+            "reference_base": random.randint(0, CONFIG.reference_depth - size),
+        }
+    return work._replace(entry=entry)
 
 
-def spatial_layer() -> Workload:
+def anywhere(entry: dict[str, int]) -> dict[str, int]:
+    """Change an entry so that its windows are anywhere, also far beyond the image."""
+    share = entry["out_height"] * -(-entry["out_width"] // entry["split"])
+    width = random.randint(1, min(share * entry["split"], CONFIG.largest["out_width"]))
+    names = ("stride_y", "stride_x", "dilation_y", "dilation_x", "pad_top", "pad_left")
+    some = {name: random.randint(1, 15) for name in random.sample(names, 2)}
+    entry = entry | random.choice([{}, {"out_height": 1, "out_width": width}]) | some
+    margin, lead = edges(entry)
+    if max(margin, lead) > 15:
+        return entry | {"spatial": 0}
+    entry |= {"spatial": 1, "margin": margin, "lead": lead}
+    return entry | {"spatial": int(may_be_spatial(entry) and has_room(entry, CONFIG))}
+
+
+def spatial_layer(*, takes_inputs: bool = False) -> Workload:
     """Make a layer that may be spatial."""
-    return next(work for _ in range(1000) if (work := random_layer()).entry["spatial"])
+    while True:
+        if (work := random_layer(takes_inputs=takes_inputs)).entry["spatial"]:
+            return work
 
 
 def largest_row() -> Workload:
@@ -317,10 +338,12 @@ async def the_largest_row_runs_exactly(dut: Any) -> None:
     number = CONFIG.layers - 1
     await bench.load(work, number)
     shape = deltas_of(work).shape
-    # The most digits, which has low and high ones where there are any; and nothing.
+    # The most digits, which has low and high ones where there are any; nothing; and low ones alone,
+    # which the lanes share.
     deltas = np.arange(1, CONFIG.max_delta + 1)
     most = int(deltas[np.count_nonzero(split(deltas, CONFIG), axis=-1).argmax()])
-    for mode, delta in [(Mode.DENSE, most), (Mode.TEMPORAL, -most), (Mode.TEMPORAL, 0)]:
+    changes = [(Mode.TEMPORAL, delta) for delta in (-most, 0, 1)]
+    for mode, delta in [(Mode.DENSE, most), *changes]:
         await bench.encode(number, np.full(shape, delta))
         await bench.run(work, number, mode, f"deltas of {delta}")
 
@@ -359,15 +382,31 @@ async def modes_that_are_none_run_dense(dut: Any) -> None:
     await bench.load(work, 0)
     for number in (1 << bit | random.randrange(4) for bit in range(2, 8)):
         await bench.encode(0, deltas_of(work))
-        await bench.tasks.send([pack(task_of(CONFIG), run=1, mode=number)])
-        assert Status((await bench.results.receive())[0]) is Status.OK
+        assert await bench.status(pack(task_of(CONFIG), run=1, mode=number)) is Status.OK
         want = bench.golden.run(0, Mode.DENSE)._replace(mode=number)
         assert (await bench.counters())._replace(stall_link=0) == want
         await bench.compare(work, f"mode {number}")
+    if not CONFIG.reference_depth:
+        return
+    # Nor are they learned.
+    work = random_layer(takes_inputs=True)
+    await bench.load(work, 0)
+    for decision in range(CONFIG.layers):
+        await bench.decide(decision, {"rule": Rule.ADAPTIVE.value})
+    inputs = np.ones(deltas_of(work).shape, int)
+    for number in (1 << bit | Mode.AUTO.value for bit in range(2, 8)):
+        bench.golden.write_inputs(0, inputs, Mode.DENSE)
+        task = pack(task_of(CONFIG), inputs=1, mode=number)
+        assert await bench.status(task) is Status.OK
+        await bench.send(inputs.astype(np.uint8).tobytes())
+        assert await bench.status(task | pack(task_of(CONFIG), run=1)) is Status.OK
+        bench.golden.run(0, Mode.DENSE)
+        await bench.compare(work, f"inputs in mode {number}")
+    await bench.compare_decisions()
 
 
 @cocotb.test(skip=not PARAMETERS.get("has_preset"), timeout_time=LIMIT_MS, timeout_unit="ms")
-@cocotb.parametrize(start=[(1 << 32) - 9, 0x5555_5555])
+@cocotb.parametrize(start=[(1 << 32) - 9, 0x5555_5555, 0xAAAA_AAAA])
 async def counters_count_in_all_their_bits(dut: Any, start: int) -> None:
     """Count on from what no run or tile of a bench gets to."""
     bench = Bench(dut)
@@ -389,6 +428,10 @@ async def counters_count_in_all_their_bits(dut: Any, start: int) -> None:
     assert (before, after) == (start, (start + 11) % (1 << 32))
 
     await bench.send(pack_deltas(deltas))
+    at_end = (await bench.counters()).stall_link
+    for _ in range(10):
+        await RisingEdge(dut.clk)
+    assert (await bench.counters()).stall_link == at_end, "the tile is whole"
     await bench.tasks.send([dict(run=1, entry=0, mode=Mode.DENSE)])
     # They begin at zero, some cycles before they count.
     while (await bench.counters()).cycles:
@@ -416,7 +459,8 @@ async def inputs_run_in_any_mode(dut: Any) -> None:
     for _ in range(RUNS):
         works, inputs = [], []
         for number, rule in enumerate((Rule.ADAPTIVE, Rule.DEFO, Rule.FIXED)):
-            work = spatial_layer() if number == 0 else random_layer()
+            make = spatial_layer if number == 0 else random_layer
+            work = make(takes_inputs=True)
             # The second is a part of a layer that does not end a step.
             own = {"decision": number, "decides": int(number != 1 or chance(0.5))}
             works.append(work._replace(entry=work.entry | own))
@@ -489,6 +533,17 @@ async def refused_without_state(bench: Bench, work: Workload) -> None:
     await bench.run(work, 0, Mode.TEMPORAL, "another entry was written")
     await bench.encode(1, deltas_of(work))
     assert await bench.task(1, Mode.TEMPORAL) is Status.NO_STATE, "the other entry has not run"
+    # Each entry has a state of its own.
+    for number in range(CONFIG.layers):
+        await bench.load(work, number)
+    ran = {number for number in range(CONFIG.layers) if chance(0.5)}
+    for mode, numbers in [(Mode.DENSE, ran), (Mode.TEMPORAL, range(CONFIG.layers))]:
+        for number in random.sample(sorted(numbers), len(numbers)):
+            await bench.encode(number, deltas_of(work))
+            if number in ran:
+                await bench.run(work, number, mode)
+            else:
+                assert await bench.task(number, mode) is Status.NO_STATE
 
 
 async def refused_layers(bench: Bench, work: Workload) -> None:
@@ -594,6 +649,15 @@ async def refused_spatial(bench: Bench, work: Workload) -> None:
         assert await bench.tile(0, Mode.SPATIAL) is Status.OK
         await bench.send(bytes_)
         assert await bench.task(0, Mode.SPATIAL) is Status.NO_DELTAS, bytes_.hex()
+    # Margins count, however large they are.
+    for height in (1 << bit for bit in range(min(CONFIG.positions.bit_length(), 6) - 1)):
+        sizes = {"in_height": height, "in_width": 1, "positions": height, "margin": 8}
+        shares = {"split": 1, "skew": 0, "stride_x": 8, "lead": 0, "spatial": 1}
+        bench.write_layers(1, [work.entry | sizes | shares])
+        await bench.flush()
+        assert await bench.tile(1, Mode.SPATIAL) is Status.OK
+        await bench.send(bytes(height * work.entry["channels"]))
+        assert await bench.task(1, Mode.SPATIAL) is Status.NO_DELTAS, height
     # Whatever was refused, it has left the accumulators.
     await bench.encode(0, deltas_of(work))
     await bench.run(work, 0, Mode.TEMPORAL)
@@ -601,8 +665,11 @@ async def refused_spatial(bench: Bench, work: Workload) -> None:
 
 async def refused_inputs(bench: Bench, work: Workload) -> None:
     """Refuse tiles of inputs of some entries that are right for deltas."""
-    shift = work.entry["split"] * work.entry["stride_x"]
-    spatial = {"spatial": 1, "margin": min(shift, 15)}
+    work = random_layer(takes_inputs=True)
+    split = work.entry["split"]
+    stride = random.randint(1, 14 // split)
+    shift = split * stride
+    spatial = {"spatial": 1, "margin": shift}
     some = 1 << random.randrange(CONFIG.positions.bit_length() - 1)
     #: The entry, the mode, and whether it is taken.
     cases = [
@@ -627,7 +694,7 @@ async def refused_inputs(bench: Bench, work: Workload) -> None:
     ]
     await bench.decide(CONFIG.layers - 1, {"rule": Rule.FIXED.value})
     for change, mode, is_taken in cases:
-        bench.write_layers(1, [work.entry | {"margin": 0} | change])
+        bench.write_layers(1, [work.entry | {"stride_x": stride, "margin": 0} | change])
         await bench.flush()
         status = Status.OK if is_taken else Status.BAD_LAYER
         assert await bench.inputs_tile(1, mode) is status, (change, mode)
@@ -647,6 +714,15 @@ async def refused_inputs(bench: Bench, work: Workload) -> None:
             await bench.send(bytes(right))
         status = Status.OK if mode is Mode.AUTO else Status.NO_DELTAS
         assert await bench.task(number, mode) is status, (right, number, mode)
+    for bit in range(CONFIG.reference_depth.bit_length(), FIELDS["reference_base"].width):
+        bench.write_layers(0, [work.entry | {"reference_base": 1 << bit}])
+        await bench.flush()
+        assert await bench.inputs_tile(0, Mode.DENSE) is Status.OK
+        await bench.send(bytes(count))
+        assert await bench.task(0, Mode.DENSE) is Status.NO_DELTAS, f"no room from 1 << {bit} on"
+    await bench.load(work, 0)
+    await bench.encode(0, deltas_of(work))
+    assert await bench.task(0, Mode.DENSE) is Status.OK
     # Its accumulators are there, until the next tile of inputs begins.
     await bench.encode(0, deltas_of(work))
     assert await bench.task(0, Mode.TEMPORAL) is Status.OK
@@ -777,7 +853,7 @@ async def every_kind_of_run(dut: Any) -> None:
         for _ in range(2000):
             if functional.report()[combination]:
                 break
-            work = random_layer()
+            work = random_layer(takes_inputs=bool(CONFIG.reference_depth))
             if way.endswith("SPATIAL") and not work.entry["spatial"]:
                 continue
             tile = Mode.SPATIAL if way == "deltas, SPATIAL" else Mode.DENSE

@@ -8,6 +8,7 @@ import pytest
 from amaranth.lib import wiring
 
 from ditto.hdl.config import Config
+from ditto.hdl.decisions import DecisionTable
 from ditto.hdl.difference_buffer import DifferenceBuffer
 from ditto.hdl.differences import Differencer
 from ditto.hdl.encoder import Encoder
@@ -82,6 +83,8 @@ def make(top: str, config: Config, parameters: dict[str, Any]) -> wiring.Compone
             return Encoder(config)
         case "differences":
             return Differencer(config)
+        case "decisions":
+            return DecisionTable(config)
         case "buffer":
             return DifferenceBuffer(config)
         case "rows":
@@ -118,6 +121,11 @@ def test_differences(config: str) -> None:
     assert run("differences", "differences", config, changes=memories, tiles=40) == 6
 
 
+def test_decisions() -> None:
+    changes = dict(layers=3, reference_depth=1)
+    assert run("decisions", "decisions", "odd", changes=changes, moves=1000) == 2
+
+
 @pytest.mark.parametrize("config", ["odd", "one"])
 def test_difference_buffer(config: str) -> None:
     assert run("buffers", "buffer", config, cycles=5000) == 1
@@ -135,7 +143,7 @@ def test_sequencer(config: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_engine(config: str) -> None:
-    assert run("engine", "engine", config, runs=8, resets=30) == 11
+    assert run("engine", "engine", config, runs=8, resets=30) == 12
 
 
 @pytest.mark.parametrize("config", ["odd", "one"])
