@@ -312,8 +312,8 @@ TILE, RUN, NEXT = "tile dense", "run dense", "tile temporal"
         ),
         pytest.param(
             "m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]",
-            "m.d.sync += running.eq(0)",
-            *(False, [TILE, RUN, TILE, RUN, NEXT, "run temporal"], 63),
+            "m.d.sync += [running.eq(0), filled.eq(filled | task_bit)]",
+            *(True, [TILE, RUN, NEXT], 33),
             marks=pytest.mark.long,
         ),
         pytest.param(
