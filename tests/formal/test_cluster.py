@@ -81,7 +81,7 @@ def control_of(module: ModuleType) -> Any:
 class ClusterProof(Proof):
     """Rows of any length, virtual or not, pushed at any time between a start and a stop.
 
-    A reset stops the cluster. It starts once after each stop, and begins once after the start.
+    It is stopped after a reset, starts once after each stop, and begins once after the start.
     """
 
     def specify(self, m: Module) -> None:
@@ -91,14 +91,16 @@ class ClusterProof(Proof):
                 self._free[f"{len(self._free)}_{signal.name}"] = signal
         sequencer, lanes = dut.sequencer, dut.lanes
         work, issue = sequencer.work, lanes.issue
-        self.assume(~self.reset | dut.stop)
+        # The cycle after a reset stops the cluster, which hears of it in the next one.
+        stopped, live = Signal(), Signal()
+        m.d.sync += [stopped.eq(1), live.eq(stopped)]
+        self.assume(stopped | dut.stop)
 
-        # What the cluster has heard, a cycle late, since the stop with which it began.
+        # What the cluster has heard, a cycle late, since the last stop.
         start, begin, stop = heard = [Signal(name=name) for name in ("start", "begin", "stop")]
-        live, started, begun = Signal(), Signal(), Signal()
+        started, begun = Signal(), Signal()
         told, tells_begin = Signal(), Signal()
         m.d.always += Cat(heard).eq(Cat(dut.start, dut.begin, dut.stop))
-        m.d.sync += live.eq(1)
         self.assume(~dut.start | ~(told | dut.stop))
         self.assume(~dut.begin | (told & ~tells_begin & ~dut.stop))
         m.d.sync += [told.eq(told | dut.start), tells_begin.eq(tells_begin | dut.begin)]
@@ -151,7 +153,8 @@ class ClusterProof(Proof):
             # The lanes may work from the run's begin on until then.
             self.require(~lanes.run | begun)
             self.require(~begun | (rows == 0) | lanes.run)
-        self.heard, self.live, self.told, self.tells_begin = heard, live, told, tells_begin
+        self.stopped, self.live, self.heard = stopped, live, heard
+        self.told, self.tells_begin = told, tells_begin
         self.started, self.was_started, self.begun = started, was_started, begun
         self.rows, self.real, self.unwritten = rows, real, unwritten
         self.pushed_all, self.waits = pushed_all, waits
@@ -166,8 +169,8 @@ class ClusterProof(Proof):
         held = self.internal(3, "dut.told_register.held")
         running = self.internal(1, "dut.running")
         self.require(held == Cat(self.heard))
-        # A reset stops the cluster.
-        self.require(self.live | stop)
+        self.require(self.live | ~self.stopped | stop)
+        self.require(~self.live | self.stopped)
         moving = [
             self.internal(1, f"dut.array.valid_{age}") & self.internal(1, f"dut.array.last_{age}")
             for age in range(1, WRITTEN + 1)
