@@ -1,10 +1,14 @@
 # amaranth: UnusedElaboratable=no
 """UART: bytes that come on the line leave in their order, and bytes that are sent are on it."""
 
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl._ast import AnyValue
+from amaranth.lib.wiring import Out
 
 from ditto.fpga import uart
 from ditto.sim.formal import Proof, mutant
@@ -12,6 +16,8 @@ from ditto.sim.formal import Proof, mutant
 RATES = {"frequency": 4, "baud": 1}
 BIT = 4
 """Cycles of a bit: the least."""
+QUEUE = 4
+"""Bytes of a queue that is small enough to prove; as with the real one, its memory has one less."""
 
 
 class TransmitterProof(Proof):
@@ -118,6 +124,74 @@ class ReceiverProof(Proof):
                 self.require((had != number) | (bits[8 - number :] == self.byte[:number]))
 
 
+class AnyReceiver(uart.UartReceiver):
+    """In the place of the receiver: bytes come at any time."""
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the receiver."""
+        m = Module()
+        for _, member, value in self.signature.flatten(self):
+            if member.flow is Out:
+                value = Value.cast(value)
+                m.d.comb += value.eq(AnyValue("anyseq", len(value)))  # pyright: ignore[reportCallIssue]
+        return m
+
+
+def queue_of(module: ModuleType) -> Any:
+    """Make a UART with any receiver and a small queue."""
+
+    class Control(module.Uart):
+        def __init__(self) -> None:
+            super().__init__(**RATES)
+            self.receiver = AnyReceiver(**RATES)
+
+        def elaborate(self, platform: object) -> Module:
+            with mock.patch.multiple(module, UartReceiver=lambda **_: self.receiver, _QUEUE=QUEUE):
+                return super().elaborate(platform)
+
+    return Control()
+
+
+class QueueProof(Proof):
+    """Bytes of the receiver, at any time, leave whenever they are taken."""
+
+    def specify(self, m: Module) -> None:
+        dut = self.dut
+        got = dut.receiver.o
+        self.stable(got, assume=True)
+        self.stable(dut.o)
+        self.known = self.order(
+            push=got.valid & got.ready,
+            tail=got.payload,
+            pop=dut.o.valid & dut.o.ready,
+            head=dut.o.payload,
+            most=QUEUE,
+        )
+        # A byte waits for no more than a cycle, and the receiver only if the queue is full.
+        waits = Signal()
+        m.d.sync += waits.eq((self.known.count != 0) & ~dut.o.valid)
+        self.require(~waits | dut.o.valid)
+        self.require(got.ready | (self.known.count >= QUEUE - 1))
+        self.cover(self.known.count == QUEUE)
+
+    def support(self, m: Module) -> None:
+        known, head = self.known, self.dut.o
+        last = QUEUE - 2
+        words = [self.internal(8, f"dut.queue.storage[{at}]") for at in range(last + 1)]
+        into, out_of = self.internal(2, "dut.queue.produce"), self.internal(2, "dut.queue.consume")
+        level = self.internal(2, "dut.queue.inner_level")
+        self.require((into <= last) & (out_of <= last) & (level <= last + 1))
+        distance = Mux(into >= out_of, into - out_of, into + QUEUE - 1 - out_of)
+        self.require((level == distance) | ((level == last + 1) & (distance == 0)))
+        self.require(known.count == level + head.valid)
+        with m.If(known.follows):
+            place = Signal(4)
+            m.d.comb += place.eq(out_of + known.ahead - head.valid)
+            word = Array(words)[Mux(place > last, place - (last + 1), place)[:2]]
+            is_out = head.valid & (known.ahead == 0)
+            self.require(Mux(is_out, head.payload, word) == known.value)
+
+
 def test_uart_transmitter(holds: Any) -> None:
     dut = uart.UartTransmitter
     holds(lambda: TransmitterProof(dut(**RATES)), 2, reach=44)
@@ -151,3 +225,20 @@ def test_uart_transmitter_with_a_defect(refutes: Any, old: str, new: str) -> Non
 def test_uart_receiver_with_a_defect(refutes: Any, old: str, new: str) -> None:
     dut = mutant("ditto.fpga.uart", old, new).UartReceiver
     refutes(lambda: ReceiverProof(dut(**RATES)), 44)
+
+
+def test_uart_queue(holds: Any) -> None:
+    holds(lambda: QueueProof(queue_of(uart)), 2, reach=10, registers=True)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("queue.w_en.eq(receiver.o.valid)", "queue.w_en.eq(1)"),
+        ("receiver.o.ready.eq(queue.w_rdy)", "receiver.o.ready.eq(1)"),
+        ("queue.r_en.eq(self.o.ready)", "queue.r_en.eq(1)"),
+    ],
+)
+def test_uart_queue_with_a_defect(refutes: Any, old: str, new: str) -> None:
+    module = mutant("ditto.fpga.uart", old, new)
+    refutes(lambda: QueueProof(queue_of(module)), 10)
