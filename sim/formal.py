@@ -231,6 +231,7 @@ def prove(
     mode: Literal["prove", "bmc", "cover"],
     depth: int,
     *,
+    skip: int = 0,
     registers: bool = False,
     timeout: float = 300.0,
 ) -> Result:
@@ -246,6 +247,8 @@ def prove(
         reached within ``depth`` cycles.
     depth
         Cycles.
+    skip
+        Of ``bmc``, cycles at the beginning whose assertions are not looked at.
     registers
         Make memories of registers, so that :meth:`Proof.internal` can name their words.
     timeout
@@ -279,6 +282,7 @@ def prove(
     script += ["setundef -undriven -anyseq", "prep -top top"]
     lines = [
         *("[options]", f"mode {mode}", f"depth {depth}", f"timeout {timeout:.0f}"),
+        *([f"skip {skip}"] if skip else []),
         *("[engines]", "smtbmc boolector"),
         *("[script]", *script),
         *("[files]", "top.il"),

@@ -78,7 +78,7 @@ def random_places(entry: dict[str, int]) -> np.ndarray:
     rng = generator()
     shape = (entry["positions"], 2)
     most = np.array([entry["channels"], entry["channels"] * (CONFIG.digits - 1)])
-    counts = rng.integers(0, most + 1, shape)
+    counts = rng.integers(0, most + 1, shape) if chance(0.8) else np.tile(most, (shape[0], 1))
     counts *= rng.random(shape) < random.choice([0.1, 0.6, 1.0])
     last = CONFIG.item_depth - entry["channels"] * CONFIG.digits
     return np.column_stack([rng.integers(0, last + 1, entry["positions"]), counts])
@@ -105,7 +105,7 @@ def wild_entry() -> dict[str, int]:
             and tiles * out[0] * out[1] <= CONFIG.accumulator_rows
         ):
             break
-    split = random.randint(1, CONFIG.clusters)
+    split = random.choice([CONFIG.clusters, random.randint(1, CONFIG.clusters)])
     return {
         "in_height": height,
         "in_width": width,
@@ -296,10 +296,11 @@ def long_entry(loop: str) -> dict[str, int]:
     entry[loop] = random.randint(1, min(CONFIG.accumulator_rows, CONFIG.weight_rows))
     if loop == "out_height":
         entry["out_width"] = random.randint(1, max(CONFIG.accumulator_rows // entry[loop], 1))
-        # Lines begin with any of the clusters, near the left edge, so that it is seen.
-        split = random.choice([split, CONFIG.clusters])
-        entry |= {"split": split, "skew": random.randrange(split)}
-        entry |= {"stride_y": random.choice([1, 2]), "stride_x": random.randint(1, 15)}
+        # Lines begin with any of the clusters, near the left edge of the image.
+        entry |= {
+            "stride_y": random.choice([1, 2]),
+            "stride_x": random.choice([15, random.randint(1, 15)]),
+        }
         entry["pad_left"] = random.choice([0, 0, random.randint(0, 15)])
         # Lines above the image, lines of one column, or some of each.
         height = random.choice([1, CONFIG.positions, min(5, CONFIG.positions)])

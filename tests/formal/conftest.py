@@ -45,8 +45,15 @@ def holds(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
 def refutes(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
     """Find a run in which a block with a defect breaks what the proof states."""
 
-    def check(make: Make, depth: int, *, registers: bool = False, timeout: float = 300.0) -> None:
-        result = prove(make(), "bmc", depth, registers=registers, timeout=timeout)
+    def check(
+        make: Make,
+        depth: int,
+        *,
+        skip: int = 0,
+        registers: bool = False,
+        timeout: float = 300.0,
+    ) -> None:
+        result = prove(make(), "bmc", depth, skip=skip, registers=registers, timeout=timeout)
         assert result.status == "fail", "the proof does not see the defect"
         record_property("refuted", json.dumps({"depth": depth}))
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl._ast import Initial
 from amaranth.lib.data import View
 
 from ditto.hdl import decisions
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import DECISION_WORDS, Decision, Mode, Rule
-from ditto.sim.formal import Proof, mutant, prove
+from ditto.sim.formal import Proof, mutant
 
 CONFIG = Config(layers=2, reference_depth=1)
 STATES = (
@@ -190,15 +191,26 @@ def test_table(holds: Any) -> None:
     holds(lambda: table_of(decisions), 3, reach=20, registers=True)
 
 
+class LearningProof(DecisionTableProof):
+    """The same, of a table that does nothing but to learn, of the one decision."""
+
+    def specify(self, m: Module) -> None:
+        super().specify(m)
+        dut = self.dut
+        self.assume(self.reset == Initial())
+        self.assume(~(dut.forget | dut.write_en | dut.reads) & (dut.number == self.one))
+        self.assume(dut.learn == (~dut.busy & (self.rests == 3)))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "old, new, depth",
+    "old, new, at",
     [
-        ("(mode != Mode.SPATIAL.value) | known.spatial", "1", 3),
-        ("self.decides & ~judges", "~judges", 1),
+        ("(mode != Mode.SPATIAL.value) | known.spatial", "1", 35),
+        ("self.decides & ~judges", "~judges", 34),
     ],
 )
-def test_table_is_not_proven_with_a_defect(old: str, new: str, depth: int) -> None:
-    # The runs in which these do harm are too long to be found.
-    module = mutant("ditto.hdl.decisions", old, new)
-    assert prove(table_of(module), "prove", depth, registers=True).status != "pass"
+def test_table_with_a_defect(refutes: Any, old: str, new: str, at: int) -> None:
+    # When it has learned; in an earlier cycle, nothing is found.
+    dut = mutant("ditto.hdl.decisions", old, new).DecisionTable(CONFIG)
+    refutes(lambda: LearningProof(dut), at + 1, skip=at, registers=True)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.hdl._ast import AnyValue
+from amaranth.hdl._ast import AnyValue, Initial
 from amaranth.lib.wiring import Out
 
 from ditto.hdl import engine
 from ditto.hdl.cluster import Cluster
 from ditto.hdl.config import Config
 from ditto.hdl.engine import task_of
-from ditto.hdl.protocol import Mode, Status
-from ditto.sim.formal import Proof, mutant, prove
+from ditto.hdl.protocol import LayerEntry, Mode, Status
+from ditto.sim.formal import Proof, mutant
 
 CONFIG = Config(
     clusters=1,
@@ -222,9 +222,6 @@ def clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "Cluster", AnyCluster)
 
 
-INPUTS_NEED_STATE = "with m.If(task.inputs & (mode == Mode.TEMPORAL) & ~holds_state):"
-
-
 def guard_of(module: ModuleType, *, far: bool = False) -> GuardProof:
     return GuardProof(module.Engine(CONFIG), far=far)
 
@@ -239,35 +236,106 @@ def test_guard_lets_differences_through(holds: Any) -> None:
     holds(lambda: guard_of(engine, far=True), 3, reach=34, timeout=900)
 
 
-def broken(old: str, new: str) -> ModuleType:
-    module = mutant("ditto.hdl.engine", old, new)
-    module.Cluster = AnyCluster  # type: ignore[attr-defined]
-    return module
+class ScriptedGuardProof(GuardProof):
+    """The same for a script, of an entry whose sizes are one.
+
+    The runs in which a defect does harm are too long to be found among all runs: two tiles and a
+    run. Each part of a script happens at any time after the one before.
+    """
+
+    def __init__(self, dut: Any, script: list[str], *, inputs: bool) -> None:
+        super().__init__(dut)
+        self.script, self.by = script, inputs
+
+    def cover(self, condition: Any) -> None:
+        """Reach nothing: a script ends."""
+
+    def specify(self, m: Module) -> None:
+        super().specify(m)
+        dut = self.dut
+        self.assume(self.reset == Initial())
+        layout = LayerEntry.as_shape()
+        entry: Any = layout(self.internal(layout.size, "dut.entry"))
+        zero = ("spatial", "pad_top", "pad_left", "skew", "lead", "margin")
+        free = ("decision", "decides", "weight_base", "accumulator_base", "reserved")
+        for name in layout.members:
+            if name not in free:
+                self.assume(entry[name] == (name not in zero))
+        self.assume(dut.results.ready & (self.by_inputs == self.by))
+        self.assume(~(dut.read_en | dut.decision_en | dut.reads_decisions))
+        self.assume(dut.layer_address == self.entry)
+        part = Signal(range(len(self.script) + 1))
+        given, valid = dut.tasks.payload, dut.tasks.valid
+        m.d.sync += part.eq(part + ((valid & dut.tasks.ready) | dut.layer_en | dut.forget))
+        for number, name in enumerate([*self.script, ""]):
+            kind, _, mode = name.partition(" ")
+            with m.If(part == number):
+                self.assume(~dut.layer_en | (kind == "write"))
+                self.assume(~dut.forget | (kind == "forget"))
+                if not mode:
+                    self.assume(~valid | self.at_work)
+                    continue
+                self.assume((given.run == (kind != "tile")) & (given.inputs == self.by))
+                self.assume((given.entry == self.entry) == (kind != "other"))
+                self.assume(given.mode == Mode[mode.upper()])
 
 
-def test_guard_with_a_defect(refutes: Any) -> None:
-    module = broken(INPUTS_NEED_STATE, "with m.If(0):")
-    refutes(lambda: guard_of(module), 10)
+TILE, RUN, NEXT = "tile dense", "run dense", "tile temporal"
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    "old, new, inputs, script, at",
     [
-        (INPUTS_NEED_STATE, "with m.If(0):"),
-        ("m.d.sync += filled.eq(filled & ~task_bit)", "m.d.sync += filled.eq(filled)"),
-        ("m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]", "m.d.sync += running.eq(0)"),
         (
+            "with m.If(task.inputs & (mode == Mode.TEMPORAL) & ~holds_state):",
+            "with m.If(0):",
+            *(True, [NEXT], 7),
+        ),
+        pytest.param(
+            "m.d.sync += filled.eq(filled & ~task_bit)",
+            "m.d.sync += filled.eq(filled)",
+            *(True, [TILE, RUN, TILE, NEXT], 39),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             "m.d.sync += [filled.eq(filled & ~written_bit), loaded.eq(0)]",
             "m.d.sync += loaded.eq(0)",
+            *(True, [TILE, RUN, "write", NEXT], 33),
+            marks=pytest.mark.long,
         ),
-        ("m.d.sync += [filled.eq(0), loaded.eq(0)]", "m.d.sync += loaded.eq(0)"),
-        ("m.d.sync += loaded.eq(0)\n                    m.next", "m.next"),
-        ("is_other |= tile.inputs & (Value.cast(mode) != Value.cast(tile_mode))", ""),
-        ("(tile.entry != task.entry)", "(tile.run != task.run)"),
-        ("encoder.open.eq(loaded)", "encoder.open.eq(1)"),
+        pytest.param(
+            "m.d.sync += [filled.eq(0), loaded.eq(0)]",
+            "m.d.sync += loaded.eq(0)",
+            # The table of decisions forgets, too, and takes its time.
+            *(True, [TILE, RUN, "forget", NEXT], 49),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "m.d.sync += [running.eq(0), filled.eq(filled & ~task_bit)]",
+            "m.d.sync += [running.eq(0), filled.eq(filled | task_bit)]",
+            *(True, [TILE, RUN, NEXT], 33),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "m.d.sync += loaded.eq(0)\n                    m.next",
+            "m.next",
+            *(True, [TILE, RUN, RUN], 36),
+            marks=pytest.mark.long,
+        ),
+        (
+            "is_other |= tile.inputs & (Value.cast(mode) != Value.cast(tile_mode))",
+            "",
+            *(True, [TILE, "run temporal"], 25),
+        ),
+        ("(tile.entry != task.entry)", "Const(0)", True, [TILE, "other dense"], 25),
+        ("encoder.open.eq(loaded)", "encoder.open.eq(1)", True, [TILE, "write"], 13),
     ],
 )
-def test_guard_is_not_proven_with_a_defect(old: str, new: str) -> None:
-    # The runs in which these do harm are too long to be found: two tiles and a run.
-    module = broken(old, new)
-    assert prove(guard_of(module), "prove", 3).status != "pass"
+def test_guard_with_a_defect(
+    refutes: Any, old: str, new: str, inputs: bool, script: list[str], at: int
+) -> None:
+    # In an earlier cycle, nothing is found.
+    module = mutant("ditto.hdl.engine", old, new)
+    module.Cluster = AnyCluster  # type: ignore[attr-defined]
+    dut = module.Engine(CONFIG)
+    refutes(lambda: ScriptedGuardProof(dut, script, inputs=inputs), at + 1, skip=at)

@@ -167,6 +167,9 @@ class LanesProof(Proof):
         self.require(~dut.free_row | issue.valid)
         ends = follows & (ahead == 0) & dut.free_row
         self.require(~ends | (spent + 1 == duration))
+        ran = Signal()
+        m.d.sync += ran.eq((ran | dut.run) & ~clear)
+        self.require(~issue.valid | ran)
         waiting = Signal(2)  # cycles in which a row could have begun
         idle = (rows != 0) & dut.run & ~issue.valid
         m.d.sync += waiting.eq(Mux(idle, waiting + 1, 0))

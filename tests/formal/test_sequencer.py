@@ -115,6 +115,9 @@ class SequencerProof(Proof):
         self.require(~work.push_row | (rows < tiles * height * length))
         self.require(~(started & dut.ended) | (rows == tiles * height * length))
         self.require(~dut.overrun)
+        was_over = Signal()
+        m.d.sync += was_over.eq(started & dut.ended & ~dut.stop)
+        self.require(~was_over | dut.ended)
         with m.If(work.push_row):
             self.require(work.row.carries == (spatial & (along != 0)))
             self.require(work.row.virtual == (along < lead))

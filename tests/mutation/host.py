@@ -47,7 +47,7 @@ LEFT_OUT = (
 )
 KILLED = (1, 3, 152, 24, -24, 36, 255)
 #: Mutants of a run of mutmut, each of which begins with all tests without a mutant.
-LOT = 240
+LOT = 160
 LEAST = 40
 
 
