@@ -79,22 +79,51 @@ MATRIX_TARGET = 40
 MUTANTS_TARGET = 100
 #: Of a block and a mutant's change.
 EXPLAINED = {
-    r"-wire \\?(counters\.)?(zero|narrow|wide|dense|temporal|spatial|stall\w*|cycles) "
+    r"-wire \\?(counters\.)?(zero|narrow|wide|dense|temporal|spatial) "
     r"-wirebit (1[2-9]|[2-9]\d)$": "an upper bit of a counter, which a bench does not count up to",
     r"^(deframer|command machine): -mode const1 .*-wire (command)?\.?\\?\$signature__en": (
         "writes the place of the next byte too early, which is written again before it is read"
     ),
-    r"^sequencer: .*-cell \$237 -port B -portbit [5-8] -wire geometry ": (
+    r"^command machine: -mode const0 .*-wire command\.(outcome|status) -wirebit [3-7]$": (
+        "an upper bit of a status: there are eight"
+    ),
+    r"^command machine: .*-cell \$flatten\\command\.\$procmux\$1910 -port A ": (
+        "the address while a response's header waits: it is set anew before it is read"
+    ),
+    r"^UART: -mode inv .*-wire receiver\.count -wirebit [12]$": (
+        "counts a byte's bits in another order, of which 7 is the eighth, too"
+    ),
+    r"^UART: -mode cnot1 .*transmitter\.\$\d+ -port Y -portbit 2 -ctrlbit 1$": (
+        "counts the bits that are left in another order, which ends with 2, 1, 0, too"
+    ),
+    r"^sequencer: -mode const0 .*-wire geometry -wirebit 3[7-9]$": (
         "an upper bit of a slot's last item: the device's layers have no such slots"
     ),
     r"^sequencer: .*-ctrlbit 20 -wire places__place ": (
         "the upper bit of a count of high items: no position of the device has so many"
     ),
-    r"^differences: .*-cell \$223 -port A .*-wire entry -wirebit (5[3-9]|6[0-3])$": (
+    r"^sequencer: -mode (cnot1 .*-ctrlbit 8 -wire high_(total|sum) -wirebit \d|"
+    r"const0 .*-wire high_(total|sum) -wirebit 8)$": (
+        "the upper bit of a row's high items: they are more than the difference buffer has"
+    ),
+    r"^differences: .*-port A .*-wire entry -wirebit (5[3-9]|6[0-3])$": (
         "an upper bit of the number of channels: the engine refuses so many"
     ),
     r"^differences: .*-cell \$166 -port B -portbit 0$": (
         "`takes` beside `emits`: whatever reads the first asks for the second, too"
+    ),
+    r"^cluster: -mode const1 .*-wire cluster_\d+\.read__en( |$)|"
+    r"^cluster: -mode const1 .*cluster_\d+\.\$17 -port B ": (
+        "reads weights that nothing asks for: whatever is written then does not run"
+    ),
+    r"^cluster: -mode const0 .*cluster_\d+\.\$21 -port B ": (
+        "a cluster that is stopped has ended, which ends the run as well"
+    ),
+    r"^cluster: -mode const0 .*-wire cluster_1\.overrun ": (
+        "the first of two clusters has as many positions or one more, and overruns, too"
+    ),
+    r"^engine: -mode const0 .*-cell \$procmux\$1597 -port B ": (
+        "a run of a bad layer that does not stop the clusters: the next tile stops them"
     ),
 }
 
