@@ -304,6 +304,14 @@ def test_runs_without_their_state_are_refused() -> None:
     assert refused(Mode.TEMPORAL) is Status.NO_DELTAS
     golden.write_deltas(0, deltas)
     golden.run(0, Mode.TEMPORAL)
+    work.load(golden, 1)  # another entry
+    golden.write_deltas(0, deltas)
+    golden.run(0, Mode.TEMPORAL)
+    work.load(golden, 0)
+    golden.write_deltas(0, deltas)
+    assert refused(Mode.TEMPORAL) is Status.NO_STATE
+    golden.write_deltas(0, deltas)
+    golden.run(0, Mode.DENSE)
     golden.reset()
     golden.write_deltas(0, deltas)
     assert refused(Mode.TEMPORAL) is Status.NO_STATE
