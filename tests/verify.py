@@ -106,7 +106,7 @@ EXPLAINED = {
     r"const0 .*-wire high_(total|sum) -wirebit 8)$": (
         "the upper bit of a row's high items: they are more than the difference buffer has"
     ),
-    r"^differences: .*-port A .*-wire entry -wirebit (5[3-9]|6[0-3])$": (
+    r"^differences: -mode (const0|cnot1) .*-port A .*-wire entry -wirebit (5[3-9]|6[0-3])$": (
         "an upper bit of the number of channels: the engine refuses so many"
     ),
     r"^differences: .*-cell \$166 -port B -portbit 0$": (

@@ -49,7 +49,8 @@ WAIVED = {
     "counted in the whole": ("toggle", r".*__02[4e]"),
     "bits of counters from bit 8 on, which a run of a bench does not count up to": (
         "toggle",
-        r"(zero|narrow|wide|dense|temporal|spatial)\[([89]|[123]\d)\]|counters\[\d+\]",
+        r"(zero|narrow|wide|dense|temporal|spatial)\[([89]|[123]\d)\]|counters\[\d+\]|"
+        rf"digits\[({'|'.join(str(bit) for bit in range(96) if bit % 32 >= 8)})\]",
     ),
     "bits of a layer's sizes that are beyond the device's own": (
         "toggle",

@@ -20,9 +20,19 @@ _DIGITS = Counters._fields.index("digits_dense")
 
 
 def a_count() -> int:
-    """Make a count: about the margin of a change mostly; small ones; sums that wrap around."""
-    about = random.randint(6350, 6600)
-    return random.choice([about, about, random.randint(0, 200), random.getrandbits(COUNT_BITS + 2)])
+    """Make a count: small ones, and such that sums wrap around."""
+    return random.getrandbits(random.choice([3, 8, 16, COUNT_BITS + 2]))
+
+
+def some_counts() -> list[int]:
+    """Make the counts of a run: anything, or about where a change begins to pay."""
+    if chance(0.3):
+        return [a_count() for _ in range(4)]
+    most = a_count()
+    bars = [most - (most >> 6), most]
+    return [
+        max(random.choice([most, random.choice(bars) + random.randint(-9, 9)]), 0) for _ in range(4)
+    ]
 
 
 def a_decision() -> int:
@@ -34,6 +44,7 @@ def a_decision() -> int:
         mode=random.getrandbits(2),
         steps=random.getrandbits(2),
         blind=random.getrandbits(1),
+        reserved=random.getrandbits(24),
     )
     return int.from_bytes(word, "little")
 
@@ -56,13 +67,9 @@ class Bench:
     async def learn(self, number: int) -> None:
         """Take note of a run with random counts."""
         dut = self.dut
-        counters = Counters(
-            cycles=a_count(),
-            digits_dense=a_count(),
-            digits_temporal=a_count(),
-            digits_spatial=a_count(),
-            mode=random.randrange(3),
-        )
+        names = ("cycles", "digits_dense", "digits_temporal", "digits_spatial")
+        counts = dict(zip(names, some_counts(), strict=True))
+        counters = Counters(**counts, mode=random.randrange(3))
         had_state, decides = chance(0.9), chance(0.8)
         self.golden.learn(number, counters, had_state=had_state, decides=decides)
         digits = counters[_DIGITS:][:3]
