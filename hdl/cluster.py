@@ -62,7 +62,7 @@ class Cluster(wiring.Component):
     ended : Out(1)
         The run has written its last accumulators.
     stop : In(1)
-        Drop everything; nothing is written from the next cycle on.
+        Drop everything; nothing is written from the cycle on after it is heard, the second one.
     overrun : Out(1)
         The entry makes no sense and will never end.
     working : Out(1)

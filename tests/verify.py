@@ -124,6 +124,9 @@ EXPLAINED = {
     r"^cluster: -mode const0 .*-wire cluster_1\.overrun ": (
         "the first of two clusters has as many positions or one more, and overruns, too"
     ),
+    r"^engine: -mode cnot1 .*-ctrlbit 2(4[1-9]|5\d) -wire entry -wirebit 2(4[1-9]|5\d)$": (
+        "a bit of where references begin, beyond the memory, beside another such bit"
+    ),
     r"^engine: -mode const0 .*-cell \$procmux\$1597 -port B ": (
         "a run of a bad layer that does not stop the clusters: the next tile stops them"
     ),

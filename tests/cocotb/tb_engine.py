@@ -352,6 +352,23 @@ async def the_largest_row_runs_exactly(dut: Any) -> None:
 
 
 @cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
+async def lines_of_any_width_run_exactly(dut: Any) -> None:
+    bench = Bench(dut, 0.1)
+    await bench.start()
+    for bit in range(CONFIG.largest["out_width"].bit_length()):
+        width = min(1 << bit | random.getrandbits(bit), CONFIG.largest["out_width"])
+        height = 1 + (2 * -(-width // CONFIG.clusters) <= CONFIG.accumulator_rows)
+        sizes = {"out_height": height, "out_width": width, "tiles": 1, "accumulator_base": 0}
+        shares = {"split": CONFIG.clusters, "skew": random.randrange(CONFIG.clusters)}
+        work = random_layer()
+        entry = work.entry | sizes | shares | {"stride_x": random.randint(1, 15), "spatial": 0}
+        work = work._replace(entry=entry)
+        await bench.load(work, 0)
+        await bench.encode(0, deltas_of(work, "full"))
+        await bench.run(work, 0, Mode.DENSE)
+
+
+@cocotb.test(timeout_time=LIMIT_MS, timeout_unit="ms")
 async def entries_keep_their_state_beside_each_other(dut: Any) -> None:
     """Two entries share everything but their accumulators, and take turns."""
     bench = Bench(dut, 0.1)

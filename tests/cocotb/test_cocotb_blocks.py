@@ -143,7 +143,7 @@ def test_sequencer(config: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_engine(config: str) -> None:
-    assert run("engine", "engine", config, runs=8, resets=30) == 12
+    assert run("engine", "engine", config, runs=8, resets=30) == 13
 
 
 @pytest.mark.parametrize("config", ["odd", "one"])

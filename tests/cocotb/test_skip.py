@@ -15,7 +15,7 @@ from ditto.sim.formal import mutant
 sys.path.append(str(Path(__file__).parent))
 import test_cocotb_blocks as blocks  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-CONFIG = blocks.CONFIGS["odd"] | dict(clusters=1, columns=2)
+CONFIG: dict[str, Any] = blocks.CONFIGS["odd"] | dict(clusters=1, columns=2)
 
 SPLITTER = ("ditto.hdl.encoder", "left.eq(nonzero if config.skip else 1)")
 SEQUENCER = ("ditto.hdl.sequencer", "helped.eq(Mux(surplus < 0, 0, surplus[1:]))")
