@@ -159,6 +159,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1500, help="begin no more after these")
     options = parser.parse_args()
     modules = options.only.split(",")
+    for module in modules:
+        if module not in MODULES:
+            parser.error(f"there is no module {module!r}; choose from {', '.join(MODULES)}")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ditto-mutants-") as temporary:
         folder = options.folder or Path(temporary)
