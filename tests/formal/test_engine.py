@@ -1,20 +1,23 @@
 # amaranth: UnusedElaboratable=no
 """Engine's control: every task is answered, and nothing runs that must not."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 from amaranth.hdl import Cat, Elaboratable, Module, Mux, ShapeLike, Signal, Value
-from amaranth.lib import wiring
-from amaranth.lib.wiring import Out
 
 from ditto.hdl import engine
 from ditto.hdl.config import Config
 from ditto.hdl.protocol import LayerEntry, Mode, Status
 from ditto.sim.formal import Proof, mutant
+
+sys.path.append(str(Path(__file__).parent))
+from stub import Stub  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 CONFIG = Config(
     clusters=2,
@@ -33,24 +36,6 @@ CONFIG = Config(
 REFERENCES = replace(CONFIG, reference_depth=2)
 SLOWEST = 18
 """Cycles until a task is answered if nothing that it waits for takes more than two."""
-
-
-class Stub(wiring.Component):
-    """In the place of a part of the engine: its outputs may do anything in any cycle."""
-
-    def __init__(self, part: wiring.Component) -> None:
-        super().__init__(part.signature)
-        self.outputs = [
-            (Value.cast(value), Signal(len(Value.cast(value)), name="_".join(map(str, path))))
-            for path, member, value in self.signature.flatten(self)
-            if member.flow is Out
-        ]
-
-    def elaborate(self, platform: object) -> Module:
-        """Build the stub."""
-        m = Module()
-        m.d.comb += [output.eq(free) for output, free in self.outputs]
-        return m
 
 
 class StubMemory(Elaboratable):
