@@ -5,6 +5,7 @@ the reset comes and goes as it likes. So what is proven holds after power-up gar
 reset in any state.
 """
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -226,6 +228,26 @@ def missing_tools() -> str:
     return f"proofs need {', '.join(missing)}: pip install 'ditto-accel[formal]'"
 
 
+@cache
+def _prepare_solver() -> None:
+    """Run the solver once. The first run ever compiles it, and says so where its answer belongs."""
+    solver = shutil.which(_TOOLS["boolector"], path=_path())
+    assert solver is not None
+    # Two processes at a time would spoil each other's copy.
+    with Path(tempfile.gettempdir(), f"ditto-formal-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            subprocess.run(
+                [solver, "--version"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=300,
+                check=True,
+            )
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            raise FormalError(f"the solver does not run: {error}") from error
+
+
 def prove(
     proof: Proof,
     mode: Literal["prove", "bmc", "cover"],
@@ -261,6 +283,7 @@ def prove(
     """
     if missing := missing_tools():
         raise FormalError(missing)
+    _prepare_solver()
     proof.inductive = mode == "prove"
     built = Fragment.get(proof, None)  # which tells what is free
     text = rtlil.convert(built, name="top", ports=proof.ports, emit_src=True)
