@@ -114,6 +114,20 @@ EXPLAINED = {
     r"^differences: .*-cell \$166 -port B -portbit 0$": (
         "`takes` beside `emits`: whatever reads the first asks for the second, too"
     ),
+    r"^column: -mode const0 .*-wire cluster_\d+\.array\.column_[02]\.carry": (
+        "of two columns that share a block, only the second has carries; the third has its own"
+    ),
+    r"^array: -mode const1 .*array\.\$33 -port B ": (
+        "a stopped row is written once more: its entry holds no accumulators then, and the next "
+        "tile stops the cluster again"
+    ),
+    r"^lanes: -mode const1 .*lane_1\.\$auto\$(simple\.cc:211:make_patterns_logic\$1977 -port A|"
+    r"ff\.cc:337:slice\$1971 -port EN) ": (
+        "whether one high item is left, while the lane is at none: set anew before it is read"
+    ),
+    r"^lanes: -mode const1 .*lanes\.\$17 -port A ": (
+        "`finishing` beside `~valid`: lanes without a row are finishing"
+    ),
     r"^cluster: -mode const1 .*-wire cluster_\d+\.read__en( |$)|"
     r"^cluster: -mode const1 .*cluster_\d+\.\$17 -port B ": (
         "reads weights that nothing asks for: whatever is written then does not run"
