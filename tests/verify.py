@@ -138,6 +138,12 @@ EXPLAINED = {
     r"^cluster: -mode const0 .*-wire cluster_1\.overrun ": (
         "the first of two clusters has as many positions or one more, and overruns, too"
     ),
+    r"^lanes: -mode cnot1 .*rows\.\$15 -port DATA -portbit 39 -ctrlbit 5 ": (
+        "goes on from the row before, which was zero wherever a row had so many items"
+    ),
+    r"^engine: -mode cnot[01] .*-port Q .*-wire (filled|counters) ": (
+        "turns over whenever the register is written, and was right when the bench looked"
+    ),
     r"^engine: -mode cnot1 .*-ctrlbit 2(4[1-9]|5\d) -wire entry -wirebit 2(4[1-9]|5\d)$": (
         "a bit of where references begin, beyond the memory, beside another such bit"
     ),

@@ -81,7 +81,7 @@ TABLE = {
     "decisions": Bench(
         DecisionTable,
         "decisions",
-        {"moves": 300},
+        {"moves": 500},
         {"table of decisions": ALL},
         CONFIG | {"layers": 3, "reference_depth": 1},
     ),

@@ -31,7 +31,11 @@ def some_counts() -> list[int]:
     most = a_count()
     bars = [most - (most >> 6), most]
     return [
-        max(random.choice([most, random.choice(bars) + random.randint(-9, 9)]), 0) for _ in range(4)
+        max(
+            random.choice(bars) + random.choice([0, random.randint(-2, 2), random.randint(-9, 9)]),
+            0,
+        )
+        for _ in range(4)
     ]
 
 
