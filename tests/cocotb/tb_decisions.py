@@ -74,7 +74,7 @@ class Bench:
         names = ("cycles", "digits_dense", "digits_temporal", "digits_spatial")
         counts = dict(zip(names, some_counts(), strict=True))
         counters = Counters(**counts, mode=random.randrange(3))
-        had_state, decides = chance(0.9), chance(0.8)
+        had_state, decides = chance(0.9), chance(0.6)
         self.golden.learn(number, counters, had_state=had_state, decides=decides)
         digits = counters[_DIGITS:][:3]
         dut.number.value = number
