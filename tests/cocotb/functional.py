@@ -12,14 +12,13 @@ from cocotb_coverage.coverage import (  # pyright: ignore[reportMissingImports]
     CoverPoint,
     coverage_db,
 )
-from gateware import CONFIG, WARM_UP
+from gateware import CONFIG, FIELDS, WARM_UP
 
-from ditto.hdl.protocol import CommandError, LayerEntry, Mode
+from ditto.hdl.protocol import CommandError, Mode
 from ditto.sim.golden import Golden, items, taps
 
 __all__ = [
     "CASES",
-    "DEFAULTS",
     "LAYERS",
     "MODES",
     "REFUSED",
@@ -61,14 +60,12 @@ CASES: dict[str, Callable[[Entry, np.ndarray], bool]] = {
 }
 """Edge cases."""
 
-DEFAULTS: Entry = dict.fromkeys((name for name, _ in LayerEntry.as_shape()), 0)
-"""An entry whose fields are all zero, for those that only tiles of inputs have."""
-
 
 def takes(mode: Mode) -> bool:
     """Tell whether a device runs inputs in a mode."""
     golden = Golden(CONFIG)
-    golden.write_layers(0, [DEFAULTS | WARM_UP.entry | {"spatial": 1}])
+    fields = dict.fromkeys(FIELDS, 0)
+    golden.write_layers(0, [fields | WARM_UP.entry | {"spatial": 1}])
     inputs = np.zeros((1, WARM_UP.entry["channels"]), int)
     try:
         golden.write_inputs(0, inputs, Mode.DENSE)
