@@ -71,9 +71,6 @@ class ClusterProof(Proof):
 
     def specify(self, m: Module) -> None:
         dut = self.dut
-        for stub in (dut.sequencer, dut.lanes, dut.buffer):
-            for _, signal in stub.outputs:
-                self._free[f"{len(self._free)}_{signal.name}"] = signal
         sequencer, lanes = dut.sequencer, dut.lanes
         work, issue = sequencer.work, lanes.issue
         # The cycle after a reset stops the cluster, which hears of it in the next one.

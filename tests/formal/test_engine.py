@@ -100,10 +100,6 @@ class EngineProof(Proof):
     def specify(self, m: Module) -> None:
         dut = self.dut
         tasks, results = dut.tasks, dut.results
-        stubs = [dut.encoder, *dut.clusters, *([dut.table] if dut.table else [])]
-        for number, stub in enumerate(stubs):
-            for _, signal in stub.outputs:
-                self._free[f"stub_{number}_{signal.name}"] = signal
         self._free["layer"] = dut.layers.free
         cluster = dut.clusters[0]
         self.stable(tasks, assume=True)
