@@ -199,7 +199,7 @@ class Run:
         result: dict[str, Any] = {
             "command": text_of(self.part.arguments),
             "commit": commit(),
-            **{of: digest(of) for of in SOURCES},
+            **digests(),
             "seconds": round(seconds),
             "processor": round(usage.ru_utime + usage.ru_stime),
         }
@@ -279,13 +279,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def digest(of: str) -> str:
-    """Return a digest of the sources of one of :data:`SOURCES`."""
-    found = hashlib.sha256()
-    for folder in SOURCES[of]:
-        for path in sorted((ROOT / folder).glob("*.py")):
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:8]
+def digests() -> dict[str, str]:
+    """Return a digest of each of :data:`SOURCES`."""
+    found = {}
+    for of, folders in SOURCES.items():
+        sources = hashlib.sha256()
+        for folder in folders:
+            for path in sorted((ROOT / folder).glob("*.py")):
+                sources.update(path.name.encode() + path.read_bytes())
+        found[of] = sources.hexdigest()[:8]
+    return found
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -612,7 +615,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM"))
 
     def write() -> None:
-        results["digests"] = {of: digest(of) for of in SOURCES}
+        results["digests"] = digests()
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(page(results["parts"], results["digests"]), encoding="utf-8")
 

@@ -83,7 +83,7 @@ TABLE = {
         "decisions",
         {"moves": 500},
         {"table of decisions": ALL},
-        CONFIG | {"layers": 3, "reference_depth": 1},
+        CONFIG | default.DECISIONS,
     ),
     "encoder": Bench(Encoder, "encoder", {"tiles": 25, "counts": 5000}, {"encoder": ALL}),
     "buffer": Bench(DifferenceBuffer, "buffers", {"cycles": 1000}, {"difference buffer": ALL}),

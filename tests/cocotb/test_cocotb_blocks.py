@@ -77,6 +77,10 @@ CORE: dict[str, dict[str, int]] = {
 }
 
 
+# The fewest that have each rule of the table of decisions.
+DECISIONS: dict[str, int] = dict(layers=3, reference_depth=1)
+
+
 def make(top: str, config: Config, parameters: dict[str, Any]) -> wiring.Component:
     match top:
         case "encoder":
@@ -122,8 +126,7 @@ def test_differences(config: str) -> None:
 
 
 def test_decisions() -> None:
-    changes = dict(layers=3, reference_depth=1)
-    assert run("decisions", "decisions", "odd", changes=changes, moves=1000) == 2
+    assert run("decisions", "decisions", "odd", changes=DECISIONS, moves=1000) == 2
 
 
 @pytest.mark.parametrize("config", ["odd", "one"])
